@@ -1,0 +1,22 @@
+"""Stage 2, joint pretraining: language model and adaptor learn on language and pictures at 7 : 3.
+
+DeepSeek-VL 3.2.2 and 4.4: both towers frozen; the language share falls from 1 to its target
+(modality warm-up) and each global step is all one modality (grouping), so that language ability
+survives. A small share of SFT records is allowed, as in the paper.
+"""
+
+from __future__ import annotations
+
+from stages.policy import StagePolicy, needs_language_sources
+from vltrain.batch import Learn, RecordKind
+
+PRETRAIN = StagePolicy(
+    number=2,
+    name="pretrain",
+    may_train={"deepseek_vl": frozenset({"adaptor", "language"})},
+    must_train={"deepseek_vl": frozenset({"adaptor", "language"})},
+    predecessors=frozenset({0, 1}),
+    records=frozenset(RecordKind),
+    learns=frozenset({Learn.all}),
+    checks=(needs_language_sources,),
+)

@@ -1,0 +1,3 @@
+"""vltrain: three-stage training of vision-language models after DeepSeek-VL."""
+
+__version__ = "0.1.0"

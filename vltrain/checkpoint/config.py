@@ -1,0 +1,14 @@
+"""Config of checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class CheckpointConfig:
+    every_steps: int = 1000
+    """Steps between checkpoints; the stage's end always has one."""
+    keep_last: int = 3
+    keep_every_steps: int = 0
+    """Also keep every checkpoint whose step is a multiple of this; 0 keeps none beyond keep_last."""

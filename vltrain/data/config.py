@@ -1,0 +1,151 @@
+"""Config of the data: sources, mixture, packing, order, faults, loader. Values live in
+conf/data/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+from vltrain.batch import Learn, Modality, RecordKind
+
+
+class RatioUnit(str, Enum):
+    """What the language : multimodal ratio counts (the paper does not say; facts 4.6)."""
+
+    tokens = "tokens"
+    samples = "samples"
+    supervised_tokens = "supervised_tokens"
+
+
+class RampKind(str, Enum):
+    """Shape of the modality warm-up (not published; DeepSeek-VL 4.4 says only that it is
+    gradual)."""
+
+    none = "none"
+    linear = "linear"
+    cosine = "cosine"
+
+
+@dataclass
+class SourceConfig:
+    """One leaf of the mix: a set of shards, one record kind, one modality."""
+
+    path: str = MISSING
+    """A folder of .tar shards, one .tar, or a pattern such as data/x/train-{000000..000003}.tar."""
+    kind: RecordKind = MISSING
+    modality: Modality = MISSING
+    """Which records of the shards this leaf draws. Records of the other modality must be drawn by
+    another leaf over the same path, or the run is refused: nothing is skipped in silence."""
+    category: str = "default"
+    """Category inside the modality (facts 1.3); weights nest: modality share, category, source."""
+    weight: float = 1.0
+    """Share inside the category."""
+    fields: dict[str, str] = field(default_factory=dict)
+    """Field map: our field (image, text, json) -> the shard's member extension; empty = the kind's
+    own."""
+    learn: Learn | None = None
+    """What is learned of this source; None: what the stage learns."""
+    index_dir: str | None = None
+    """Where index and token sidecar lie; default is a folder .vltrain beside the shards."""
+    max_epochs: float | None = None
+    """A finite source ends after so many epochs; None repeats for ever (with a warning past
+    repetition_warning)."""
+    licence: str = ""
+
+
+@dataclass
+class RampConfig:
+    """Modality warm-up: the language share goes from start_share to mixture.language_share."""
+
+    kind: RampKind = RampKind.none
+    steps: int = 0
+    start_share: float = 1.0
+
+
+@dataclass
+class MixtureConfig:
+    """How modalities and categories share the stream."""
+
+    unit: RatioUnit = RatioUnit.tokens
+    language_share: float = 0.0
+    ramp: RampConfig = field(default_factory=RampConfig)
+    grouping: bool = False
+    """True: every global step is all one modality (DeepSeek-VL 4.4)."""
+    category_weights: dict[str, float] = field(default_factory=dict)
+    """Weight of each category inside its modality; a category not named here weighs 1."""
+    repetition_warning: float = 4.0
+    """Warn when a source will be repeated more often than this by the end of the stage."""
+
+
+@dataclass
+class PackingConfig:
+    """How pieces become sequences."""
+
+    enabled: bool = False
+    sequence_length: int = MISSING
+    """Tokens of a sequence. See image_tokens_on_top."""
+    image_tokens_on_top: bool = False
+    """True: sequence_length bounds the text alone and image tokens come on top (stage 1: 512 text
+    positions beside 576 visual tokens; facts 1.1 and 4.4). Only where packing is off."""
+    window_samples: int = 1024
+    max_images: int = 8
+    """Most images in one sequence; a sample with more is refused by prepare."""
+
+
+@dataclass
+class OrderConfig:
+    """Shuffle. Part of the recipe digest."""
+
+    block_samples: int = 256
+    lanes: int = 64
+
+
+@dataclass
+class BatchConfig:
+    """The global step."""
+
+    sequences: int = MISSING
+    """Packs in one global step over all ranks (the papers' batch size)."""
+    micro: int = 1
+    """Packs of one rank's micro-batch. Changes nothing but speed and memory."""
+
+
+@dataclass
+class LoaderConfig:
+    """Worker processes of each rank; nothing here changes the order."""
+
+    workers: int = 0
+    prefetch_steps: int = 2
+
+
+@dataclass
+class FaultConfig:
+    """How many bad records are borne."""
+
+    budget: float = 0.001
+    """Largest share of a source's read records that may be bad."""
+    grace: int = 16
+    """So many bad records of a source are borne whatever their share."""
+
+
+class DecodeMode(str, Enum):
+    exact = "exact"
+    scaled = "scaled"
+
+
+@dataclass
+class DataConfig:
+    """Everything between the shards and a micro-batch."""
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    packing: PackingConfig = field(default_factory=PackingConfig)
+    order: OrderConfig = field(default_factory=OrderConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    faults: FaultConfig = field(default_factory=FaultConfig)
+    decode: DecodeMode = DecodeMode.exact
+    held_out: dict[str, SourceConfig] = field(default_factory=dict)
+    """Sources for evaluation only; never in the mix."""

@@ -1,0 +1,87 @@
+"""Ranks and small reductions, right in one process too.
+
+Everything that the control of a run needs to agree on (counts, digests, flags, paths) goes over a
+gloo group of its own, on the CPU: it never waits for the accelerator and never synchronises it.
+Gradients and parameters are the engine's business, not this module's.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+_control: dist.ProcessGroup | None = None
+
+
+def rank() -> int:
+    """Rank of this process; 0 where nothing is initialised."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 where nothing is initialised."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """Rank within the node, as the launcher says it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_first() -> bool:
+    """True on the one process that writes files and prints."""
+    return rank() == 0
+
+
+def open_control_group(*, timeout_seconds: float) -> None:
+    """Make the gloo group of the control plane (collective; after the process group exists)."""
+    global _control
+    if dist.is_initialized() and _control is None:
+        _control = dist.new_group(
+            backend="gloo", timeout=datetime.timedelta(seconds=timeout_seconds)
+        )
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier(group=_control)
+
+
+def sum_counts(counts: list[int]) -> list[int]:
+    """Element-wise sum of ``counts`` over all ranks (int64)."""
+    if world_size() == 1:
+        return list(counts)
+    summed = torch.tensor(counts, dtype=torch.int64)
+    dist.all_reduce(summed, group=_control)
+    return [int(x) for x in summed]
+
+
+def sum_floats(values: list[float]) -> list[float]:
+    """Element-wise float64 sum over all ranks."""
+    if world_size() == 1:
+        return list(values)
+    summed = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(summed, group=_control)
+    return [float(x) for x in summed]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's ``value`` on every rank, in rank order."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value, group=_control)
+    return gathered
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's ``value`` on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value if is_first() else None]
+    dist.broadcast_object_list(box, src=0, group=_control)
+    return box[0]

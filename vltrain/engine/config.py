@@ -1,0 +1,35 @@
+"""Config of the DeepSpeed engine; the DeepSpeed dict is rendered from it, never read from a
+file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Dtype(str, Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Offload(str, Enum):
+    none = "none"
+    cpu = "cpu"
+
+
+@dataclass
+class EngineConfig:
+    """How the step is computed. Nothing here changes what is learned beyond rounding."""
+
+    zero_stage: int = 1
+    dtype: Dtype = Dtype.bf16
+    offload_optimizer: Offload = Offload.none
+    offload_params: Offload = Offload.none
+    timeout_seconds: int = 600
+    """Longest a collective may wait for another rank."""
+    bucket_elements: int = 50_000_000
+    param_persistence_threshold: int = 100_000
+    """ZeRO-3: parameters smaller than this are kept whole on every rank."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """More DeepSpeed keys, passed on as they are; refused where they contradict a key we render."""

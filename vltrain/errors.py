@@ -1,0 +1,57 @@
+"""The errors that a user can reach.
+
+Each message says what was found, what was expected, where, and what to do. ``assert`` is for our
+own mistakes; everything a config, a shard, an image or a checkpoint can cause is one of these.
+"""
+
+from __future__ import annotations
+
+
+class VltrainError(Exception):
+    """Base of every error that is the user's to mend; launchers print it without a traceback."""
+
+
+class ConfigError(VltrainError):
+    """A value, key or combination in the run config is refused."""
+
+
+class DataError(VltrainError):
+    """A shard, index, sidecar or source as a whole cannot be used."""
+
+
+class RecordFault(VltrainError):
+    """One record cannot be used. It is counted in the ledger and leaves a hole; it never stops a
+    run by itself.
+
+    ``reason`` is a short stable word (``not_an_image``, ``truncated``, ``too_long``, ...), for
+    counting.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class FaultBudgetExceeded(DataError):
+    """More records of a source are bad than its budget allows."""
+
+
+class CheckpointError(VltrainError):
+    """A checkpoint is incomplete, damaged or does not fit."""
+
+
+class ContractError(VltrainError):
+    """A stage was started from something that it may not start from."""
+
+
+class WeightsError(VltrainError):
+    """Published or exported weights are missing, unexpected or of another shape."""
+
+
+class EngineError(VltrainError):
+    """The engine's settings contradict each other or the machine."""
+
+
+class NonFiniteError(VltrainError):
+    """Loss or gradients are not finite."""

@@ -1,0 +1,17 @@
+"""Config of evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class EvaluateConfig:
+    max_samples: int = 200
+    """Held-out records of each source that are evaluated (the first so many, in shard order)."""
+    batch_records: int = 16
+    max_new_tokens: int = 24
+    choices: int = 10
+    """Candidates of the picture-to-caption choice."""
+    blank_control: bool = True
+    """Repeat every visual figure with the picture blanked."""

@@ -1,0 +1,22 @@
+"""Config of what is recorded while training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class WandbConfig:
+    enabled: bool = True
+    project: str = "vltrain"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+    mode: str = "auto"
+    """auto (online with a key, else offline), online, offline. Never a prompt."""
+
+
+@dataclass
+class MetricsConfig:
+    log_every: int = 1
+    """Steps between rows of steps.jsonl sent to the console and wandb; steps.jsonl has every step."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)

@@ -1,0 +1,175 @@
+"""Weights & Biases: a copy of what ``steps.jsonl`` holds, drawn as curves.
+
+In: step rows on the first rank. Out: a wandb run, online where a key is at hand and offline (files under
+the run directory, ``wandb sync`` sends them later) where not. It never asks a question and never stops
+training: whatever goes wrong becomes one warning. Keys come from the environment or netrc, where wandb
+itself looks, and never from the run config, because that config is uploaded.
+
+Steps go in as a metric of their own rather than as wandb's step: wandb drops what goes backwards, and a
+resumed run does the steps after its checkpoint again.
+"""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import wandb
+from vltrain.errors import ConfigError
+from vltrain.metrics.config import WandbConfig
+from vltrain.metrics.rows import StepRow
+from vltrain.metrics.sinks import Interval, IntervalSummary
+
+_log = logging.getLogger(__name__)
+
+MODES = ("auto", "online", "offline")
+_START_SECONDS = 30.0
+
+
+class WandbSink:
+    """One wandb run. ``run_id`` goes into the checkpoint; given back, the same run continues."""
+
+    def __init__(
+        self,
+        cfg: WandbConfig,
+        *,
+        directory: Path,
+        name: str,
+        run_id: str | None,
+        config: Mapping[str, Any],
+        every: int,
+    ) -> None:
+        self.run_id = run_id or secrets.token_hex(4)
+        self._every = every
+        self._interval = Interval()
+        self._run: Any = None
+        mode = choose_mode(cfg.mode)
+        directory.mkdir(parents=True, exist_ok=True)
+        for attempt in (mode, "offline") if mode == "online" else (mode,):
+            self._run = self._start(cfg, directory, name, config, mode=attempt)
+            if self._run is not None:
+                self._run.define_metric("step")
+                self._run.define_metric("*", step_metric="step")
+                break
+
+    def write(self, row: StepRow) -> None:
+        if self._run is None:
+            return
+        self._interval.add(row)
+        if row.step % self._every == 0:
+            self._send(self._interval.take())
+
+    def close(self) -> None:
+        if self._run is None:
+            return
+        if len(self._interval):
+            self._send(self._interval.take())
+        run, self._run = self._run, None
+        try:
+            if run is not None:
+                run.finish()
+        except (wandb.errors.Error, OSError) as error:
+            _log.warning("wandb did not finish (%s); the run's own files are complete", error)
+
+    def _send(self, summary: IntervalSummary) -> None:
+        try:
+            self._run.log(wandb_metrics(summary))
+        except (wandb.errors.Error, OSError) as error:
+            _log.warning("wandb stopped (%s); training goes on, steps.jsonl has everything", error)
+            self._run = None
+
+    def _start(
+        self,
+        cfg: WandbConfig,
+        directory: Path,
+        name: str,
+        config: Mapping[str, Any],
+        *,
+        mode: str,
+    ) -> Any:
+        settings = wandb.Settings(console="off", silent=True, init_timeout=_START_SECONDS)
+        try:
+            return wandb.init(
+                project=cfg.project,
+                entity=cfg.entity,
+                tags=list(cfg.tags),
+                name=name,
+                id=self.run_id,
+                # Offline files of one id are joined when they are synced; wandb warns if asked twice.
+                resume="allow" if mode == "online" else None,
+                mode=mode,  # type: ignore[arg-type]
+                dir=str(directory),
+                config=dict(config),
+                settings=settings,
+            )
+        except (wandb.errors.Error, OSError, TimeoutError) as error:
+            then = (
+                "offline instead" if mode == "online" else "without it, steps.jsonl has everything"
+            )
+            _log.warning("wandb did not start %s (%s); going on %s", mode, error, then)
+            return None
+
+
+def choose_mode(mode: str) -> str:
+    """``online``, ``offline`` or ``disabled``.
+
+    ``WANDB_MODE`` and ``WANDB_DISABLED`` of the environment have the last word on ``auto``. ``online``
+    without a key would make wandb ask for one, so it becomes offline with a warning. Raises ConfigError
+    for another word.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"metrics.wandb.mode={mode}: choose one of {', '.join(MODES)}")
+    asked = os.environ.get("WANDB_MODE", "")
+    if mode == "auto":
+        if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1") or asked == "disabled":
+            return "disabled"
+        return "online" if asked != "offline" and has_key() else "offline"
+    if mode == "online" and not has_key():
+        _log.warning(
+            "metrics.wandb.mode=online, but no key is set (WANDB_API_KEY or netrc); recording offline, "
+            "'wandb sync' sends it later"
+        )
+        return "offline"
+    return mode
+
+
+def has_key() -> bool:
+    """True where wandb would find a key without asking: environment, or netrc for its host."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
+    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    try:
+        found = netrc.netrc(path).authenticators(host)
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return found is not None and bool(found[2])
+
+
+def wandb_metrics(summary: IntervalSummary) -> dict[str, float]:
+    """What one point holds; a value that is not known is left out."""
+    row = summary.last
+    metrics: dict[str, float | None] = {
+        "step": row.step,
+        "loss": summary.loss,
+        **{f"loss/{m}": x for m, x in summary.loss_by_modality.items()},
+        **{f"lr/{part}": lr for part, lr in row.lr.items()},
+        "grad_norm": row.grad_norm,
+        **{f"tokens/{m}": n for m, n in row.tokens.items()},
+        **{f"supervised/{m}": n for m, n in row.supervised.items()},
+        "ratio/language_target": row.language_share_target,
+        "ratio/language_realised": row.language_share_realised,
+        "holes": row.holes,
+        "skipped": int(row.skipped),
+        "throughput/tokens_per_second": summary.tokens_per_second,
+        "throughput/images_per_second": summary.images_per_second,
+        "throughput/data_wait_share": summary.data_wait_share,
+        "throughput/model_flops_per_second": summary.flops_per_second,
+    }
+    return {name: value for name, value in metrics.items() if value is not None}

@@ -1,0 +1,122 @@
+"""Config of the model. Values live in conf/model/; sizes follow the published configs (facts
+1.8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+
+class Attention(str, Enum):
+    """Attention back ends of the language model; each isolates the documents of a pack."""
+
+    sdpa = "sdpa"
+    eager = "eager"
+
+
+class AdaptorKind(str, Enum):
+    hybrid_split = "hybrid_split"  # 7B: two projections, concat high first, GELU, Linear
+    mlp = "mlp"  # 1.3B: Linear, GELU, Linear on SigLIP alone
+
+
+@dataclass
+class SamConfig:
+    """SAM-B as the high-resolution tower."""
+
+    image_size: int = 1024
+    patch_size: int = 16
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    window: int = 14
+    global_layers: list[int] = field(default_factory=lambda: [2, 5, 8, 11])
+    out_channels: int = 256
+
+
+@dataclass
+class SiglipConfig:
+    """SigLIP as the low-resolution tower."""
+
+    image_size: int = 384
+    patch_size: int = 16
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    ffn: int = 4096
+
+
+@dataclass
+class AdaptorConfig:
+    kind: AdaptorKind = AdaptorKind.hybrid_split
+    train_sam_neck: bool = False
+    """True: SAM's own neck trains with the adaptor, as the released code would (facts 1.2)."""
+
+
+@dataclass
+class LanguageConfig:
+    """DeepSeek LLM (Llama architecture)."""
+
+    width: int = MISSING
+    layers: int = MISSING
+    heads: int = MISSING
+    kv_heads: int = MISSING
+    ffn: int = MISSING
+    vocab_size: int = 102400
+    max_positions: int = 16384
+    norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    init_std: float = 0.006
+
+
+@dataclass
+class WeightsConfig:
+    """Where each part's weights come from: a published directory. None: from init_from if set
+    there, else freshly initialised (the run says so, and a part that does not train is then refused
+    unless allow_random is set)."""
+
+    sam: str | None = None
+    siglip: str | None = None
+    adaptor: str | None = None
+    language: str | None = None
+    allow_random: bool = False
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    family: str = "deepseek_vl"
+    sam: SamConfig | None = None
+    """None: SigLIP alone (the published 1.3B)."""
+    siglip: SiglipConfig = field(default_factory=SiglipConfig)
+    adaptor: AdaptorConfig = field(default_factory=AdaptorConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    tokenizer: str | None = None
+    """Directory with tokenizer.json; default: the language weights' directory."""
+    image_token: str = "<image_placeholder>"
+    image_token_id: int = 100015
+    attention: Attention = Attention.sdpa
+    loss_chunk_tokens: int = 2048
+    """Labelled positions whose logits exist at one time."""
+    activation_checkpointing: bool = False
+    """Recompute the language model's layers in the backward pass (non-reentrant)."""
+    encode_images_at_once: int = 8
+    """Images that a frozen tower encodes at one time."""
+    pad_color: list[int] = field(default_factory=lambda: [122, 116, 104])
+    sam_mean: list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
+    sam_std: list[float] = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
+    siglip_mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    siglip_std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+
+    @property
+    def image_side(self) -> int:
+        """Side of the padded square that a worker hands over, in pixels."""
+        return self.sam.image_size if self.sam is not None else self.siglip.image_size
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Visual tokens of one image: SigLIP's patches (576 at full size)."""
+        return (self.siglip.image_size // self.siglip.patch_size) ** 2

@@ -1,0 +1,247 @@
+"""The typed config of a run: schema, conversion from Hydra once, and the rules that cross sections.
+
+In: command-line words and conf/. Out: a ``RunConfig`` of plain dataclasses; no ``DictConfig`` goes
+below this module. Two words of a launch break Hydra and are mended here before it sees them: the
+launcher's ``--local_rank=N`` and ``stage=2``, which Hydra would read as a number and refuse as a
+group's choice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import cast
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from vltrain.checkpoint.config import CheckpointConfig
+from vltrain.data.config import DataConfig
+from vltrain.engine.config import EngineConfig, Offload
+from vltrain.errors import ConfigError
+from vltrain.evaluate.config import EvaluateConfig
+from vltrain.metrics.config import MetricsConfig
+from vltrain.models.config import ModelConfig
+from vltrain.optim.config import OptimConfig, ScheduleKind
+from vltrain.train.config import StageConfig
+
+PARTS = ("sam", "siglip", "adaptor", "language")
+
+
+class Resume(str, Enum):
+    """What the same command means when it is run again."""
+
+    auto = "auto"  # continue from the run's newest complete checkpoint, if it has one
+    never = "never"  # refuse if the run directory already has a checkpoint
+    required = "required"  # refuse if it has none
+
+
+@dataclass
+class RunInfo:
+    """Where the run lives and what it is called."""
+
+    name: str = "${model.name}-stage${stage.number}"
+    root: str = "runs"
+    seed: int = 0
+
+
+@dataclass
+class RunConfig:
+    """Everything that one run is made of."""
+
+    run: RunInfo = field(default_factory=RunInfo)
+    stage: StageConfig = field(default_factory=StageConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    init_from: str | None = None
+    """A finished run of the stage before (its directory), or one of its checkpoints."""
+    resume: Resume = Resume.auto
+    dry_run: bool = False
+    """Compose, check and print the config, then end."""
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.run.root) / self.run.name
+
+
+def register_schema() -> None:
+    """Make ``RunConfig`` known to Hydra as ``run_schema`` (conf/train.yaml starts from it)."""
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+
+
+def clean_arguments(arguments: Sequence[str]) -> list[str]:
+    """Command-line words as Hydra can take them.
+
+    Drops the DeepSpeed launcher's ``--local_rank=N`` (and ``--local_rank N``); quotes the digits of
+    ``stage=2`` and of a sweep ``stage=1,2,3``, so that they name files of conf/stage/.
+    """
+    cleaned: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if re.fullmatch(r"--local[_-]rank", word):
+            next(words, None)
+        elif not re.fullmatch(r"--local[_-]rank=\d+", word):
+            match = re.fullmatch(r"stage=(\d+(?:,\d+)*)", word)
+            if match:
+                word = "stage=" + ",".join(f"'{n}'" for n in match.group(1).split(","))
+            cleaned.append(word)
+    return cleaned
+
+
+def from_hydra(composed: DictConfig) -> RunConfig:
+    """The composed config as dataclasses, checked.
+
+    Raises ConfigError for a value that is still ``???``, a value of the wrong type, and a
+    combination that contradicts itself.
+    """
+    try:
+        config = cast(RunConfig, OmegaConf.to_object(composed))
+    except MissingMandatoryValue as error:
+        key = error.full_key or str(error)
+        raise ConfigError(_missing(key)) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"config: {error}".split("\n")[0]) from error
+    check(config)
+    return config
+
+
+def _missing(key: str) -> str:
+    if key.startswith("data.sources"):
+        return (
+            f"{key} is not set: this mix names its data sets but not where you keep them. Make or "
+            "fetch "
+            f"shards (data_recipes/, docs/data.md), set {key}=FOLDER on the command line or in "
+            "your own "
+            "conf/data/ file, then run launch/prepare.py with the same words; or try "
+            "+experiment=demo "
+            "after python launch/make_data.py demo data/demo"
+        )
+    return f"{key} is not set (???): give {key}=VALUE on the command line or in a config file"
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved config as YAML (what config.yaml of a run holds)."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config), sort_keys=False)
+
+
+def check(config: RunConfig) -> None:
+    """Rules that cross sections; each says what was found, what was expected, and what to do."""
+    _check_parts(config)
+    _check_mixture(config)
+    _check_numbers(config)
+    _check_schedule(config)
+
+
+def _check_parts(config: RunConfig) -> None:
+    available = [p for p in PARTS if p != "sam" or config.model.sam is not None]
+    for part in config.stage.trainable:
+        if part not in available:
+            raise ConfigError(
+                f"stage.trainable names {part!r}; this model's parts are {', '.join(available)}"
+            )
+    for part in config.optim.parts:
+        if part not in available:
+            raise ConfigError(
+                f"optim.parts names {part!r}; this model's parts are {', '.join(available)}"
+            )
+
+
+def _check_mixture(config: RunConfig) -> None:
+    mixture, packing = config.data.mixture, config.data.packing
+    if not 0.0 <= mixture.language_share <= 1.0:
+        raise ConfigError(
+            f"data.mixture.language_share={mixture.language_share}: a share lies between 0 and 1"
+        )
+    if packing.image_tokens_on_top and packing.enabled:
+        raise ConfigError(
+            "data.packing.image_tokens_on_top=true with data.packing.enabled=true: a pack has one "
+            "budget "
+            "for text and images; set data.packing.enabled=false or image_tokens_on_top=false"
+        )
+    longest = packing.sequence_length + (
+        packing.max_images * config.model.tokens_per_image if packing.image_tokens_on_top else 0
+    )
+    if longest > config.model.language.max_positions:
+        raise ConfigError(
+            f"sequences of up to {longest} tokens (data.packing) exceed "
+            "model.language.max_positions="
+            f"{config.model.language.max_positions}; lower data.packing.sequence_length or "
+            "max_images"
+        )
+    if not packing.image_tokens_on_top and packing.sequence_length <= config.model.tokens_per_image:
+        raise ConfigError(
+            f"data.packing.sequence_length={packing.sequence_length} cannot hold one image of "
+            f"{config.model.tokens_per_image} tokens; raise it or set "
+            "data.packing.image_tokens_on_top"
+        )
+
+
+def _check_numbers(config: RunConfig) -> None:
+    at_least_one = {
+        "optim.steps": config.optim.steps,
+        "data.batch.sequences": config.data.batch.sequences,
+        "data.batch.micro": config.data.batch.micro,
+        "data.packing.sequence_length": config.data.packing.sequence_length,
+        "data.packing.window_samples": config.data.packing.window_samples,
+        "data.packing.max_images": config.data.packing.max_images,
+        "data.order.lanes": config.data.order.lanes,
+        "data.order.block_samples": config.data.order.block_samples,
+        "checkpoint.every_steps": config.checkpoint.every_steps,
+        "checkpoint.keep_last": config.checkpoint.keep_last,
+        "metrics.log_every": config.metrics.log_every,
+    }
+    for key, value in at_least_one.items():
+        if value < 1:
+            raise ConfigError(f"{key}={value}: must be at least 1")
+    at_least_zero = {
+        "optim.weight_decay": config.optim.weight_decay,
+        "optim.clip_norm": config.optim.clip_norm,
+        "data.loader.workers": config.data.loader.workers,
+        "data.faults.budget": config.data.faults.budget,
+        "data.faults.grace": config.data.faults.grace,
+        "optim.schedule.warmup_steps": config.optim.schedule.warmup_steps,
+    }
+    for key, value in at_least_zero.items():
+        if value < 0:
+            raise ConfigError(f"{key}={value}: must not be negative")
+    if config.optim.lr <= 0:
+        raise ConfigError(f"optim.lr={config.optim.lr}: must be above 0")
+    if config.engine.zero_stage not in (0, 1, 2, 3):
+        raise ConfigError(f"engine.zero_stage={config.engine.zero_stage}: choose 0, 1, 2 or 3")
+    if config.engine.offload_params is not Offload.none and config.engine.zero_stage != 3:
+        raise ConfigError(
+            f"engine.offload_params={config.engine.offload_params.value} needs "
+            "engine.zero_stage=3, "
+            f"found {config.engine.zero_stage}"
+        )
+
+
+def _check_schedule(config: RunConfig) -> None:
+    schedule = config.optim.schedule
+    if schedule.kind is ScheduleKind.step:
+        if len(schedule.milestones) != len(schedule.factors) or not schedule.milestones:
+            raise ConfigError(
+                f"optim.schedule: kind=step needs as many milestones as factors, found "
+                f"{schedule.milestones} and {schedule.factors}"
+            )
+        if sorted(schedule.milestones) != schedule.milestones or not all(
+            0 < m < 1 for m in schedule.milestones
+        ):
+            raise ConfigError(
+                f"optim.schedule.milestones={schedule.milestones}: rising shares of the steps, "
+                "each between 0 and 1"
+            )
+    if schedule.warmup_steps >= config.optim.steps:
+        raise ConfigError(
+            f"optim.schedule.warmup_steps={schedule.warmup_steps} leaves nothing of optim.steps="
+            f"{config.optim.steps}; lower the warm-up"
+        )

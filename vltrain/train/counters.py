@@ -1,0 +1,37 @@
+"""What a run has seen so far: sums that only grow, the same on every rank, kept in the
+checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+
+def _per_modality() -> dict[str, int]:
+    return {"language": 0, "multimodal": 0}
+
+
+@dataclass
+class Counters:
+    """Realised totals over all ranks since the stage began (holes excluded)."""
+
+    tokens: dict[str, int] = field(default_factory=_per_modality)
+    planned_tokens: dict[str, int] = field(default_factory=_per_modality)
+    supervised: dict[str, int] = field(default_factory=_per_modality)
+    images: int = 0
+    packs: int = 0
+    holes: int = 0
+    skipped_steps: int = 0
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict) -> Counters:
+        """Raises TypeError on an unknown field: the manifest's schema number guards the format."""
+        return cls(**stored)
+
+    @property
+    def language_share(self) -> float:
+        """Realised share of language tokens; 0 before the first step."""
+        total = sum(self.tokens.values())
+        return self.tokens["language"] / total if total else 0.0
