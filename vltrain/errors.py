@@ -8,11 +8,18 @@ from __future__ import annotations
 
 
 class VltrainError(Exception):
-    """Base of every error that is the user's to mend; launchers print it without a traceback."""
+    """Base of every error that is the user's to mend; launchers print it without a traceback.
+
+    ``on_all_ranks``: every rank raises it at the same point, so the first speaks for all.
+    """
+
+    on_all_ranks = False
 
 
 class ConfigError(VltrainError):
     """A value, key or combination in the run config is refused."""
+
+    on_all_ranks = True
 
 
 class DataError(VltrainError):
@@ -32,21 +39,33 @@ class RecordFault(VltrainError):
         self.reason = reason
         self.detail = detail
 
+    def __reduce__(self) -> tuple[type[RecordFault], tuple[str, str]]:
+        """Pickles (between worker processes) with both arguments."""
+        return type(self), (self.reason, self.detail)
+
 
 class FaultBudgetExceeded(DataError):
     """More records of a source are bad than its budget allows."""
+
+    on_all_ranks = True
 
 
 class CheckpointError(VltrainError):
     """A checkpoint is incomplete, damaged or does not fit."""
 
+    on_all_ranks = True
+
 
 class ContractError(VltrainError):
     """A stage was started from something that it may not start from."""
 
+    on_all_ranks = True
+
 
 class WeightsError(VltrainError):
     """Published or exported weights are missing, unexpected or of another shape."""
+
+    on_all_ranks = True
 
 
 class EngineError(VltrainError):
@@ -55,3 +74,5 @@ class EngineError(VltrainError):
 
 class NonFiniteError(VltrainError):
     """Loss or gradients are not finite."""
+
+    on_all_ranks = True

@@ -65,8 +65,6 @@ class RunConfig:
     init_from: str | None = None
     """A finished run of the stage before (its directory), or one of its checkpoints."""
     resume: Resume = Resume.auto
-    dry_run: bool = False
-    """Compose, check and print the config, then end."""
 
     @property
     def run_dir(self) -> Path:

@@ -11,4 +11,5 @@ class CheckpointConfig:
     """Steps between checkpoints; the stage's end always has one."""
     keep_last: int = 3
     keep_every_steps: int = 0
-    """Also keep every checkpoint whose step is a multiple of this; 0 keeps none beyond keep_last."""
+    """Also keep every checkpoint whose step is a multiple of this; 0 keeps none beyond
+    keep_last."""

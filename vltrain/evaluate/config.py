@@ -8,7 +8,7 @@ from dataclasses import dataclass
 @dataclass
 class EvaluateConfig:
     max_samples: int = 200
-    """Held-out records of each source that are evaluated (the first so many, in shard order)."""
+    """Held-out records of each source that are evaluated, evenly spread over its shards."""
     batch_records: int = 16
     max_new_tokens: int = 24
     choices: int = 10

@@ -18,5 +18,5 @@ class WandbConfig:
 @dataclass
 class MetricsConfig:
     log_every: int = 1
-    """Steps between rows of steps.jsonl sent to the console and wandb; steps.jsonl has every step."""
+    """Steps between outputs to console and wandb; steps.jsonl has every step."""
     wandb: WandbConfig = field(default_factory=WandbConfig)

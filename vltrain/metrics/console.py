@@ -1,9 +1,9 @@
 """The progress line.
 
-In: step rows. Out: on a terminal one line that is rewritten in place; elsewhere (a file, a cluster's log)
-a plain line every few seconds. The time left is the mean of the last steps times the steps that remain:
-a mean over the whole run would take long to forget a slow start. Plain ANSI on purpose: it needs no
-package, and a log file stays readable.
+In: step rows. Out: on a terminal one line that is rewritten in place; elsewhere (a file, a
+cluster's log) a plain line every few seconds. The time left is the mean of the last steps times
+the steps that remain: a mean over the whole run would take long to forget a slow start. Plain
+ANSI on purpose: it needs no package, and a log file stays readable.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ _PLAIN_SECONDS = 10.0
 
 
 class ConsoleSink:
-    """Shows progress on ``stream``: every ``every`` steps on a terminal (at most five times a second);
-    elsewhere at the first step, the last, and not more often than every ten seconds between."""
+    """Shows progress on ``stream``: every ``every`` steps on a terminal (at most five times a
+    second); elsewhere at the first step, the last, and not more often than every ten seconds
+    between."""
 
     def __init__(
         self,

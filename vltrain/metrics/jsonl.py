@@ -1,9 +1,9 @@
 """``steps.jsonl``: the run's own record, one row per step.
 
-In: step rows on the first rank. Out: the file, handed to the operating system after every row (a killed
-process loses nothing; a dead machine may lose what is not synced, so ``sync`` runs before a checkpoint
-names the row). ``cut_after`` makes the file agree with the checkpoint that a run resumes from: the steps
-after it will be done again.
+In: step rows on the first rank. Out: the file, handed to the operating system after every row (a
+killed process loses nothing; a dead machine may lose what is not synced, so ``sync`` runs before
+a checkpoint names the row). ``cut_after`` makes the file agree with the checkpoint that a run
+resumes from: the steps after it will be done again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ _log = logging.getLogger(__name__)
 
 
 class JsonlSink:
-    """Appends rows to ``path``. Open it on one process only; call ``cut_after`` before the first write."""
+    """Appends rows to ``path``. Open it on one process only; call ``cut_after`` before the first
+    write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

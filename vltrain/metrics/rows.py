@@ -1,9 +1,9 @@
 """One row per optimizer step, and its place in ``steps.jsonl``.
 
-In: what the loop knows after a step. Out: one JSON line (schema 1). Everything that is drawn, printed or
-sent elsewhere is derived from these rows, so that a report can be made again from the file alone.
-Rejected: derived columns (tokens per second, shares of a step) in the row; they would be a second truth.
-A loss or norm that is not finite is written as null, because NaN is not JSON.
+In: what the loop knows after a step. Out: one JSON line (schema 1). Everything that is drawn,
+printed or sent elsewhere is derived from these rows, so that a report can be made again from the
+file alone. Rejected: derived columns (tokens per second, shares of a step) in the row; they would
+be a second truth. A loss or norm that is not finite is written as null, because NaN is not JSON.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepRow:
-    """What one global step did. Counts are over all ranks; ``tokens`` and ``supervised`` are realised
-    (holes already left out), ``planned_tokens`` is the plan's. Modalities are "language" and
-    "multimodal", counted by piece.
+    """What one global step did. Counts are over all ranks; ``tokens`` and ``supervised`` are
+    realised (holes already left out), ``planned_tokens`` is the plan's. Modalities are "language"
+    and "multimodal", counted by piece.
     """
 
     step: int  # 1 is the stage's first step
@@ -85,8 +85,9 @@ class StepRow:
 
 
 def read_rows(path: Path) -> list[StepRow]:
-    """All whole rows of a ``steps.jsonl``, in file order; a torn last line (a run that was killed while
-    it wrote) is left out. Raises DataError for a damaged row elsewhere. No file: no rows."""
+    """All whole rows of a ``steps.jsonl``, in file order; a torn last line (a run that was killed
+    while it wrote) is left out. Raises DataError for a damaged row elsewhere. No file: no
+    rows."""
     return [row for row, _ in read_rows_with_ends(path)]
 
 

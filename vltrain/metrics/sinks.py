@@ -1,9 +1,9 @@
 """Where step rows go: the narrow interface, and the pair of sums that lossy sinks share.
 
-In: a ``StepRow`` per step, on the first rank only. Out: whatever the sink does with it. A sink never
-changes training and never raises for a reason of its own once it is open. ``Interval`` gathers the rows
-between two outputs, so that a sink that shows every n-th step shows the mean of n steps instead of a
-sample (with grouped steps, a sample would show one modality only).
+In: a ``StepRow`` per step, on the first rank only. Out: whatever the sink does with it. A sink
+never changes training and never raises for a reason of its own once it is open. ``Interval``
+gathers the rows between two outputs, so that a sink that shows every n-th step shows the mean of
+n steps instead of a sample (with grouped steps, a sample would show one modality only).
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """Floating-point operations of a step, counted from shapes; utilisation from them.
 
-In: the model's sizes as plain numbers, what trains, and what a step held. Out: operations per part.
-Counting (not measuring) costs nothing in the step. One multiply-add is 2 operations; causal attention
-counts half the square, and only inside a document; recomputation does not count; the head counts only
-where there are targets. Element-wise work (norms, activations, resizing) is left out.
+In: the model's sizes as plain numbers, what trains, and what a step held. Out: operations per
+part. Counting (not measuring) costs nothing in the step. One multiply-add is 2 operations; causal
+attention counts half the square, and only inside a document; recomputation does not count; the
+head counts only where there are targets. Element-wise work (norms, activations, resizing) is left
+out.
 
-One rule for the backward pass of everything linear: its forward once more if the weights train, and once
-more if anything before it trains (then the gradient of its input is needed). Attention has no weights:
-twice its forward as soon as either holds. Tokens before a document's first image need no backward while
-the language model is frozen; that saving is not counted.
+One rule for the backward pass of everything linear: its forward once more if the weights train,
+and once more if anything before it trains (then the gradient of its input is needed). Attention
+has no weights: twice its forward as soon as either holds. Tokens before a document's first image
+need no backward while the language model is frozen; that saving is not counted.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ class SamShape:
     patch_size: int
     width: int
     layers: int
-    heads: int
     mlp_ratio: float
     window: int  # side, in patches, of a windowed layer's attention
     num_global_layers: int
@@ -123,7 +123,8 @@ def count_flops(shape: ModelShape, *, trained: Collection[str], work: Work) -> F
 
 
 def utilisation(flops: float, *, seconds: float, peak_flops_per_second: float) -> float:
-    """Model FLOPs utilisation, 0 to 1, of all devices together (``peak`` is theirs together too)."""
+    """Model FLOPs utilisation, 0 to 1, of all devices together (``peak`` is theirs together
+    too)."""
     return flops / (seconds * peak_flops_per_second)
 
 
@@ -158,8 +159,8 @@ def _neck(shape: SamShape) -> float:
 
 
 def sam_path_forward(shape: ModelShape) -> float:
-    """One image through the adaptor's part of SAM's path: second neck, and both convolutions once for
-    each of the two branches (1000.3e9 - 972.1e9 at full size)."""
+    """One image through the adaptor's part of SAM's path: second neck, and both convolutions once
+    for each of the two branches (1000.3e9 - 972.1e9 at full size)."""
     if shape.sam is None:
         return 0.0
     first, second = _convolutions(shape)
@@ -204,8 +205,8 @@ def _adaptor(shape: ModelShape, *, trained: Collection[str]) -> float:
 
 
 def _language(shape: LanguageShape, *, trained: Collection[str], work: Work) -> float:
-    """Layers, causal attention and head, forward and backward. The embedding is its first weight, so
-    every layer has something that trains before it as soon as the language model trains."""
+    """Layers, causal attention and head, forward and backward. The embedding is its first weight,
+    so every layer has something that trains before it as soon as the language model trains."""
     trains = "language" in trained
     gradients = bool(set(trained))
     linear = 2 * (shape.block_parameters * work.tokens + shape.head_parameters * work.targets)

@@ -1,12 +1,13 @@
 """Weights & Biases: a copy of what ``steps.jsonl`` holds, drawn as curves.
 
-In: step rows on the first rank. Out: a wandb run, online where a key is at hand and offline (files under
-the run directory, ``wandb sync`` sends them later) where not. It never asks a question and never stops
-training: whatever goes wrong becomes one warning. Keys come from the environment or netrc, where wandb
-itself looks, and never from the run config, because that config is uploaded.
+In: step rows on the first rank. Out: a wandb run, online where a key is at hand and offline
+(files under the run directory, ``wandb sync`` sends them later) where not. It never asks a
+question and never stops training: whatever goes wrong becomes one warning. Keys come from the
+environment or netrc, where wandb itself looks, and never from the run config, because that config
+is uploaded.
 
-Steps go in as a metric of their own rather than as wandb's step: wandb drops what goes backwards, and a
-resumed run does the steps after its checkpoint again.
+Steps go in as a metric of their own rather than as wandb's step: wandb drops what goes backwards,
+and a resumed run does the steps after its checkpoint again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import wandb
+from wandb.errors import Error as WandbError
+
 from vltrain.errors import ConfigError
 from vltrain.metrics.config import WandbConfig
 from vltrain.metrics.rows import StepRow
@@ -30,6 +33,8 @@ _log = logging.getLogger(__name__)
 
 MODES = ("auto", "online", "offline")
 _START_SECONDS = 30.0
+FAILURES = (WandbError, OSError, RuntimeError, ValueError)
+"""What wandb raises for its own troubles: service, network, disk, refused settings."""
 
 
 class WandbSink:
@@ -74,13 +79,13 @@ class WandbSink:
         try:
             if run is not None:
                 run.finish()
-        except (wandb.errors.Error, OSError) as error:
+        except FAILURES as error:
             _log.warning("wandb did not finish (%s); the run's own files are complete", error)
 
     def _send(self, summary: IntervalSummary) -> None:
         try:
             self._run.log(wandb_metrics(summary))
-        except (wandb.errors.Error, OSError) as error:
+        except FAILURES as error:
             _log.warning("wandb stopped (%s); training goes on, steps.jsonl has everything", error)
             self._run = None
 
@@ -101,14 +106,14 @@ class WandbSink:
                 tags=list(cfg.tags),
                 name=name,
                 id=self.run_id,
-                # Offline files of one id are joined when they are synced; wandb warns if asked twice.
+                # Offline files of one id are joined when they are synced.
                 resume="allow" if mode == "online" else None,
                 mode=mode,  # type: ignore[arg-type]
                 dir=str(directory),
                 config=dict(config),
                 settings=settings,
             )
-        except (wandb.errors.Error, OSError, TimeoutError) as error:
+        except FAILURES as error:
             then = (
                 "offline instead" if mode == "online" else "without it, steps.jsonl has everything"
             )
@@ -119,9 +124,9 @@ class WandbSink:
 def choose_mode(mode: str) -> str:
     """``online``, ``offline`` or ``disabled``.
 
-    ``WANDB_MODE`` and ``WANDB_DISABLED`` of the environment have the last word on ``auto``. ``online``
-    without a key would make wandb ask for one, so it becomes offline with a warning. Raises ConfigError
-    for another word.
+    ``WANDB_MODE`` and ``WANDB_DISABLED`` of the environment have the last word on ``auto``.
+    ``online`` without a key would make wandb ask for one, so it becomes offline with a warning.
+    Raises ConfigError for another word.
     """
     if mode not in MODES:
         raise ConfigError(f"metrics.wandb.mode={mode}: choose one of {', '.join(MODES)}")
@@ -132,8 +137,8 @@ def choose_mode(mode: str) -> str:
         return "online" if asked != "offline" and has_key() else "offline"
     if mode == "online" and not has_key():
         _log.warning(
-            "metrics.wandb.mode=online, but no key is set (WANDB_API_KEY or netrc); recording offline, "
-            "'wandb sync' sends it later"
+            "metrics.wandb.mode=online, but no key is set (WANDB_API_KEY or netrc); recording "
+            "offline, 'wandb sync' sends it later"
         )
         return "offline"
     return mode

@@ -1,9 +1,9 @@
 """Parameter groups: which parameter is updated with what.
 
-In: the module's named parameters and the optimizer config. Out: one group per part (two where weight decay
-is on), each a plain dict that torch's optimizers take, with the part's name under ``part`` so that the
-engine can set its learning rate. Rejected: groups by name pattern in the config, which a renamed
-module would silently empty.
+In: the module's named parameters and the optimizer config. Out: one group per part (two where
+weight decay is on), each a plain dict that torch's optimizers take, with the part's name under
+``part`` so that the engine can set its learning rate. Rejected: groups by name pattern in the
+config, which a renamed module would silently empty.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters: exactly those with ``requires_grad``, each in one group.
 
-    Each group has ``params``, ``names``, ``part``, ``weight_decay``, ``betas``, ``eps`` and ``lr`` (0:
-    the engine sets it before every update). Where weight decay is on, tensors of one dimension
+    Each group has ``params``, ``names``, ``part``, ``weight_decay``, ``betas``, ``eps`` and ``lr``
+    (0: the engine sets it before every update). Where weight decay is on, tensors of one dimension
     (biases, norms, alpha) are in a group of their own without it. Raises ConfigError when nothing
     trains or ``optim.parts`` names a part that does not train.
     """

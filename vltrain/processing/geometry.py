@@ -1,8 +1,10 @@
-"""Image size in, number of image tokens out: the only place that knows how many tokens an image costs.
+"""Image size in, number of image tokens out: the only place that knows how many tokens an image
+costs.
 
 The index, the token sidecar, the plan, the encoder and the model's own count all go back to
-``image_tokens``; a second formula anywhere else would let them disagree by one and corrupt silently.
-Costs nothing. A geometry is a small frozen record whose ``digest_fields`` enter the sidecar's key.
+``image_tokens``; a second formula anywhere else would let them disagree by one and corrupt
+silently. Costs nothing. A geometry is a small frozen record whose ``digest_fields`` enter the
+sidecar's key.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ class Geometry(Protocol):
     """How an image of some size becomes image tokens."""
 
     def image_tokens(self, width: int, height: int) -> int:
-        """Placeholders of one image of ``width`` x ``height`` pixels (as seen, after orientation)."""
+        """Placeholders of one image of ``width`` x ``height`` pixels (as seen, after
+        orientation)."""
         ...
 
     def digest_fields(self) -> dict[str, str | int]:
@@ -25,8 +28,8 @@ class Geometry(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FixedGeometry:
-    """DeepSeek-VL: every image is one padded square, and so always the same number of tokens (576 at
-    full size, paper 3.1)."""
+    """DeepSeek-VL: every image is one padded square, and so always the same number of tokens (576
+    at full size, paper 3.1)."""
 
     tokens_per_image: int
 
@@ -34,7 +37,7 @@ class FixedGeometry:
         assert self.tokens_per_image > 0, self.tokens_per_image
 
     def image_tokens(self, width: int, height: int) -> int:
-        assert width > 0 and height > 0, (width, height)
+        assert min(width, height) > 0, (width, height)
         return self.tokens_per_image
 
     def digest_fields(self) -> dict[str, str | int]:

@@ -1,20 +1,22 @@
 """Stored image bytes in, size or uint8 RGB square out.
 
-``probe_size`` reads the header only (tens of microseconds). ``decode_square`` decodes and resizes: about
-15 ms for a 640x480 JPEG to 1024 on one core. Squares stay uint8: normalising here would make them four
-times larger on their way to the trainer and cost more than the decoding.
+``probe_size`` reads the header only (tens of microseconds). ``decode_square`` decodes and resizes:
+about 20 ms for a 640x480 JPEG to 1024 on one core. Squares stay uint8: normalising here would make
+them four times larger on their way to the trainer and cost more than the decoding.
 
-The square is made as published (DeepSeek-VL's released processor): the long side is scaled to ``side``,
-the short side to the truncated ratio but at least 14 pixels, bicubic with antialiasing, centred on a
-square of the pad colour. What the papers do not say:
+The square is made as published (DeepSeek-VL's released processor): the long side is scaled to
+``side``, the short side to the truncated ratio but at least 14 pixels, bicubic with antialiasing,
+centred on a square of the pad colour. What the papers do not say:
 
 - Orientation in EXIF is applied, so that people stand upright; sizes are sizes as seen.
-- Transparency is laid over the pad colour: what shows through is what surrounds the image. Dropping alpha
-  instead (as the released code does) uncovers whatever colour lies hidden, often black under black ink.
-- 16-bit greys keep their high byte; 32-bit integer and float greys are stretched from their own minimum
-  to their maximum. Palettes, greys, CMYK and the rest are converted by Pillow. Of an animation, the first
-  frame counts.
-- Only the formats in ``FORMATS`` are opened: Pillow's full list includes formats that start other programs.
+- Transparency is laid over the pad colour: what shows through is what surrounds the image. Dropping
+  alpha instead (as the released code does) uncovers whatever colour lies hidden, often black under
+  black ink.
+- 16-bit greys keep their high byte; 32-bit integer and float greys are stretched from their own
+  minimum to their maximum. Palettes, greys, CMYK and the rest are converted by Pillow. Of an
+  animation, the first frame counts.
+- Only the formats in ``FORMATS`` are opened: Pillow's full list includes formats that start other
+  programs.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vltrain.errors import RecordFault
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485
-"""Larger images are refused unread: a small file can unfold into any amount of memory. (Pillow's own
-warning line: a 24-bit image of a quarter of a gibibyte.)"""
+"""Larger images are refused unread: a small file can unfold into any amount of memory. (Pillow's
+own warning line: a 24-bit image of a quarter of a gibibyte.)"""
 MIN_SHORT_SIDE = 14
 """Shortest side after scaling, in pixels (released processor)."""
 
@@ -83,16 +85,13 @@ def decode_square(
     color = (int(red), int(green), int(blue))
     image = _open(data)
     orientation = _orientation(image)
+    width, height = image.size
     if mode == "scaled":
-        scaled_width, scaled_height, _, _ = square_layout(*image.size, side=side)
-        stored_size = image.size
+        # Orientation exchanges both sizes alike, so the stored size may stand for the seen one.
+        scaled_width, scaled_height, _, _ = square_layout(width, height, side=side)
         image.draft(None, (scaled_width, scaled_height))
-        # Orientation swaps both sizes alike, so the layout below may be computed from the full size.
-    else:
-        stored_size = image.size
     _load(image)
     image = _to_rgb(image, background=color)
-    width, height = stored_size
     if orientation in _TRANSPOSE:
         image = image.transpose(_TRANSPOSE[orientation])
         if orientation in _SWAPPED:
@@ -170,7 +169,8 @@ def _to_rgb(image: Image.Image, *, background: tuple[int, int, int]) -> Image.Im
 
 
 def _stretch(grey: np.ndarray) -> np.ndarray:
-    """(h, w) numbers of any range to uint8, minimum to 0 and maximum to 255; a flat image is black."""
+    """(h, w) numbers of any range to uint8, minimum to 0 and maximum to 255; a flat image is
+    black."""
     grey = np.nan_to_num(grey, nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(grey.min()), float(grey.max())
     if high == low:

@@ -1,9 +1,9 @@
 """A text model's tokenizer directory in, the same with an image token at a chosen id out.
 
-A language model's own tokenizer has no image token. Simply adding it would give it the first free id
-(100002 for DeepSeek LLM's), but the released vision-language models use 100015, and an id is an embedding
-row: it cannot be moved afterwards. Ids between are filled with unused special tokens, because added
-tokens must be contiguous to be read back with their ids.
+A language model's own tokenizer has no image token. Simply adding it would give it the first free
+id (100002 for DeepSeek LLM's), but the released vision-language models use 100015, and an id is an
+embedding row: it cannot be moved afterwards. Ids between are filled with unused special tokens,
+because added tokens must be contiguous to be read back with their ids.
 """
 
 from __future__ import annotations

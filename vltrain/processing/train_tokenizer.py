@@ -1,8 +1,8 @@
 """Texts in, a small byte-level BPE tokenizer directory out (seconds for a few megabytes).
 
 For models too small to carry a published vocabulary: with 100,000 tokens a tiny model is nearly all
-embedding. It splits as DeepSeek's does in what matters (byte level, so nothing is unknown; single digits;
-lines apart) and has the same special tokens, at ids 0 to 3.
+embedding. It splits as DeepSeek's does in what matters (byte level, so nothing is unknown; single
+digits; lines apart) and has the same special tokens, at ids 0 to 3.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
+from vltrain.data.config import RatioUnit
+
 
 def _per_modality() -> dict[str, int]:
     return {"language": 0, "multimodal": 0}
@@ -17,6 +19,7 @@ class Counters:
     tokens: dict[str, int] = field(default_factory=_per_modality)
     planned_tokens: dict[str, int] = field(default_factory=_per_modality)
     supervised: dict[str, int] = field(default_factory=_per_modality)
+    samples: dict[str, int] = field(default_factory=_per_modality)  # pieces, as planned
     images: int = 0
     packs: int = 0
     holes: int = 0
@@ -30,8 +33,12 @@ class Counters:
         """Raises TypeError on an unknown field: the manifest's schema number guards the format."""
         return cls(**stored)
 
-    @property
-    def language_share(self) -> float:
-        """Realised share of language tokens; 0 before the first step."""
-        total = sum(self.tokens.values())
-        return self.tokens["language"] / total if total else 0.0
+    def language_share(self, unit: RatioUnit) -> float | None:
+        """Realised share of language in the mixture's unit; None before the first step."""
+        counted = {
+            RatioUnit.tokens: self.tokens,
+            RatioUnit.samples: self.samples,
+            RatioUnit.supervised_tokens: self.supervised,
+        }[unit]
+        total = sum(counted.values())
+        return counted["language"] / total if total else None

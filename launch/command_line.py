@@ -1,0 +1,82 @@
+"""What all launch scripts share: words to a checked config, errors to one message and an exit code.
+
+Exit codes: 0 done; 1 Hydra refused the words; 2 an error that is the user's to mend (one message,
+no traceback); 3 stopped by a signal after a checkpoint. Under a launcher the first rank speaks for
+all until the processes know each other; after that a rank that fails says so itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from vltrain import distributed
+from vltrain.errors import ConfigError, VltrainError
+from vltrain.runconfig import RunConfig, clean_arguments, from_hydra, register_schema
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+USER_ERROR = 2
+GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
+
+
+def run_with_config(task: Callable[[RunConfig], None]) -> None:
+    """Compose the config from the command line and call ``task`` with it (for each job of a
+    sweep)."""
+    sys.argv[1:] = clean_arguments(sys.argv[1:])
+    register_schema()
+    speaks = os.environ.get("RANK", "0") == "0"
+    stderr = sys.stderr
+    if not speaks:
+        # Every rank composes the same words: let the first alone complain about them.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+    def job(composed: DictConfig) -> None:
+        sys.stderr = stderr
+        with_clean_errors(lambda: task(_named(from_hydra(composed))))
+
+    with_clean_errors(lambda: _refuse_misspelt_groups(sys.argv[1:]))
+    job()
+
+
+def with_clean_errors(task: Callable[[], None]) -> None:
+    """Run ``task``; a VltrainError becomes one message and exit code 2."""
+    try:
+        task()
+    except VltrainError as error:
+        alone = distributed.world_size() > 1 and not error.on_all_ranks
+        if alone or os.environ.get("RANK", "0") == "0":
+            who = f"rank {distributed.rank()}: " if alone else ""
+            print(f"{who}error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(USER_ERROR) from error
+
+
+def _named(config: RunConfig) -> RunConfig:
+    """In a sweep, every job is a run of its own, named by what it changes."""
+    state = HydraConfig.get()
+    if state.mode is RunMode.MULTIRUN:
+        changes = state.job.override_dirname.replace("'", "").replace("/", "_")
+        config.run.name = f"{config.run.name}/{state.job.num}-{changes}"
+    return config
+
+
+def _refuse_misspelt_groups(words: list[str]) -> None:
+    """``stgae=2`` would otherwise be answered with a complaint about the missing stage."""
+    names = {word.lstrip("+~").split("=")[0] for word in words if "=" in word}
+    if "stage" in names:
+        return
+    for name in sorted(names):
+        close = difflib.get_close_matches(name, GROUPS, n=1, cutoff=0.7)
+        if close and name not in GROUPS:
+            raise ConfigError(
+                f"{name}=... is no key of this config; did you mean {close[0]}=...? "
+                f"Groups: {', '.join(GROUPS)}"
+            )

@@ -1,0 +1,52 @@
+"""Write data sets as webdataset shards: ``python launch/make_data.py demo data/demo``.
+
+Every set that is already there with the same card is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from data_recipes.demo import write_demo
+from vltrain.errors import VltrainError
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    try:
+        _demo(arguments.directory, only=arguments.only, limit=arguments.limit)
+    except VltrainError as error:
+        sys.exit(f"error: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="the demo's data sets, from installed packages' files")
+    demo.add_argument("directory", type=Path, help="where to write, such as data/demo")
+    demo.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these sets")
+    demo.add_argument("--limit", type=int, help="at most so many records of each split")
+    return parser
+
+
+def _demo(directory: Path, *, only: list[str], limit: int | None) -> None:
+    begin = since = time.monotonic()
+    total_bytes = 0
+    for written in write_demo(directory, only=only, limit=limit):
+        counts = ", ".join(f"{split.value} {n}" for split, n in written.samples.items())
+        seconds, since = time.monotonic() - since, time.monotonic()
+        total_bytes += written.size_bytes
+        state = f"{seconds:5.1f} s" if written.changed else "unchanged"
+        label = " (synthetic)" if written.card.synthetic else ""
+        name = written.card.name + label
+        print(f"{name:<30} {counts:<30} {written.size_bytes / 1e6:6.1f} MB  {state}", flush=True)
+    print(
+        f"{directory}: {total_bytes / 1e6:.0f} MB in {time.monotonic() - begin:.0f} s", flush=True
+    )
+
+
+if __name__ == "__main__":
+    main()

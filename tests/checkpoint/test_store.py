@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import pytest
+from checkpoint_samples import flip_a_byte, fragments, manifest, saved, store
+
+from vltrain.checkpoint import store as store_module
+from vltrain.checkpoint.store import open_checkpoint
+from vltrain.errors import CheckpointError
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path)
+    assert checkpoints.newest() is None
+    path = checkpoints.save(manifest(7), fragments(), tensor_digests={"language": {"embed": "e1"}})
+    assert path == tmp_path / "step-00000007"
+    newest = checkpoints.newest()
+    assert newest is not None
+    assert newest.directory == path
+    found = newest.manifest
+    assert (found.step, found.cursor, found.stage) == (7, manifest(7).cursor, manifest(7).stage)
+    assert found.params == manifest(7).params
+    assert found.parts["language"].tensors == "digests-language.json"
+    assert json.loads((path / "digests-language.json").read_text()) == {"embed": "e1"}
+    assert {"torch", "deepspeed", "python"} <= set(found.versions)
+    assert sorted(p.name for p in path.iterdir()) == [
+        "digests-language.json",
+        "fragments.json",
+        "manifest.json",
+        "moments-00000-000.safetensors",
+        "weights-00000-000.safetensors",
+    ]
+    assert {f.path for f in found.files} == {p.name for p in path.iterdir()} - {"manifest.json"}
+
+
+def test_the_last_and_the_chosen_ones_are_kept(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path, keep_last=2, keep_every=20)
+    for step in (10, 20, 30, 40, 50):
+        checkpoints.save(manifest(step), fragments())
+    assert checkpoints.steps() == [20, 40, 50]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step-00000020",
+        "step-00000040",
+        "step-00000050",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda d: flip_a_byte(d / "weights-00000-000.safetensors"), "not as written"),
+        (lambda d: (d / "moments-00000-000.safetensors").unlink(), "moments.* is missing"),
+        (lambda d: (d / "manifest.json").unlink(), "has no manifest.json"),
+        (lambda d: (d / "manifest.json").write_text('{"schema": 1'), "it is not JSON"),
+        (lambda d: (d / "fragments.json").write_text("[]"), "fragments.json has 2 bytes"),
+    ],
+)
+def test_a_damaged_newest_falls_back_with_a_warning(
+    harm: object, words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = saved(tmp_path, 10, 20)
+    harm(checkpoints.path(20))  # type: ignore[operator]
+    with caplog.at_level(logging.WARNING):
+        newest = checkpoints.newest()
+    assert newest is not None
+    assert newest.manifest.step == 10
+    (record,) = caplog.records
+    assert record.getMessage().startswith("Checkpoint of step 20 is passed over: ")
+    assert re.search(words, record.getMessage())
+
+
+def test_when_all_are_damaged_nothing_is_started_anew(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 10, 20)
+    for step in (10, 20):
+        flip_a_byte(checkpoints.path(step) / "weights-00000-000.safetensors")
+    with pytest.raises(CheckpointError, match=r"All 2 checkpoints in .* are damaged"):
+        checkpoints.newest()
+
+
+def test_an_interrupted_save_is_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 10)
+    aside = tmp_path / ".saving-step-00000020"
+    aside.mkdir()
+    (aside / "weights-00000-000.safetensors").write_bytes(b"half")
+    newest = checkpoints.newest()
+    assert newest is not None
+    assert newest.manifest.step == 10
+    checkpoints.save(manifest(20), fragments())
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000010", "step-00000020"]
+
+
+def test_the_manifest_is_written_last_and_the_folder_renamed_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    write_text = store_module.write_text
+
+    def spy(path: Path, text: str):
+        written.append((path.name, sorted(p.name for p in path.parent.iterdir())))
+        assert not (tmp_path / "step-00000010").exists()
+        return write_text(path, text)
+
+    monkeypatch.setattr(store_module, "write_text", spy)
+    saved(tmp_path, 10)
+    assert [name for name, _ in written] == ["fragments.json", "manifest.json"]
+    assert written[-1][1] == [
+        "fragments.json",
+        "moments-00000-000.safetensors",
+        "weights-00000-000.safetensors",
+    ]
+
+
+def test_a_save_that_fails_leaves_the_older_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = saved(tmp_path, 10)
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store_module, "write_text", full)
+    with pytest.raises(CheckpointError, match=r"step 20 could not be written.*No space left"):
+        checkpoints.save(manifest(20), fragments())
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000010"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"does not see .*file system that every node shares"):
+        store(tmp_path / "file").save(manifest(1), fragments())
+
+
+def test_the_same_step_may_be_saved_again(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 10)
+    checkpoints.save(manifest(10, seed=9), fragments())
+    assert open_checkpoint(checkpoints.path(10)).manifest.seed == 9
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000010"]
+
+
+def test_another_schema_is_refused(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 10, schema=2)
+    with pytest.raises(CheckpointError, match="schema 2; this version of vltrain reads schema 1"):
+        open_checkpoint(checkpoints.path(10))

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from shard_makers import write_tar
+
+from vltrain.data.layout import expand_braces, find_shards, image_order, split_member
+from vltrain.errors import DataError
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("000.png", ("000", "png")),
+        ("a/b.0.PNG", ("a/b", "0.png")),
+        ("a.b/c.jpg", ("a.b/c", "jpg")),
+        ("folder/", None),
+        (".hidden", None),
+        ("README", None),
+        ("a.b/c", None),
+    ],
+)
+def test_member_names_are_split_as_webdataset_does(name: str, expected: object) -> None:
+    from webdataset.tariterators import base_plus_ext
+
+    assert split_member(name) == expected
+    prefix, suffix = base_plus_ext(name)
+    assert (prefix and (prefix, str(suffix).lower())) == expected
+
+
+def test_images_are_ordered_by_number() -> None:
+    assert sorted(["10.png", "2.png", "png"], key=image_order) == ["png", "2.png", "10.png"]
+
+
+def test_braces() -> None:
+    assert expand_braces("x-{008..010}.tar") == ["x-008.tar", "x-009.tar", "x-010.tar"]
+    assert expand_braces("{a,b}/{1..2}.tar") == ["a/1.tar", "a/2.tar", "b/1.tar", "b/2.tar"]
+    with pytest.raises(DataError, match="open brace"):
+        expand_braces("x-{000..001.tar")
+    with pytest.raises(DataError, match="no range of numbers"):
+        expand_braces("x-{3..1}.tar")
+
+
+def test_folder_file_and_pattern_find_the_same(tmp_path: Path) -> None:
+    shards = [write_tar(tmp_path / f"s-{i}.tar", []) for i in range(3)]
+    (tmp_path / "notes.txt").write_text("x")
+    assert find_shards("s", str(tmp_path)) == shards
+    assert find_shards("s", str(tmp_path / "s-{0..2}.tar")) == shards
+    assert find_shards("s", str(tmp_path / "s-*.tar")) == shards
+    assert find_shards("s", str(shards[1])) == [shards[1]]
+
+
+def test_missing_shards_are_named_with_what_to_do(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s-0.tar", [])
+    with pytest.raises(DataError, match=r"source 'x': 2 of 3 shard names match no file: .*s-1"):
+        find_shards("x", str(tmp_path / "s-{0..2}.tar"))
+    with pytest.raises(
+        DataError, match=r"match no file: .*/nothing.*path=.* of x under data\.sources"
+    ):
+        find_shards("x", str(tmp_path / "nothing"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty/\*\.tar"):
+        find_shards("x", str(tmp_path / "empty"))
+    with pytest.raises(DataError, match="names a shard twice"):
+        find_shards("x", str(tmp_path / "s-{0,0}.tar"))
+
+
+def test_compressed_shards_are_refused_and_never_skipped(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s-0.tar", [])
+    (tmp_path / "s-1.tar.gz").write_bytes(b"\x1f\x8b")
+    for path in (tmp_path, tmp_path / "s-1.tar.gz", tmp_path / "s-*"):
+        with pytest.raises(DataError, match=r"s-1\.tar\.gz is compressed.*gunzip"):
+            find_shards("x", str(path))

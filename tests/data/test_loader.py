@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import dataclasses
+import gc
+import io
+import multiprocessing
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vltrain.batch import (
+    Example,
+    MicroBatchPlan,
+    Modality,
+    Origin,
+    PackPlan,
+    PieceRef,
+    StepPlan,
+    StoredImage,
+)
+from vltrain.data.config import DecodeMode
+from vltrain.data.loader import MicroBatchDataset, StepLoader
+from vltrain.errors import DataError, RecordFault
+
+IMAGE = 3
+PIECES = 24
+BAD, BROKEN, STALE, BUG = 5, 7, 9, 11
+
+
+def png(grey: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (grey, grey, grey)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Reader:
+    """Piece n is [0, 3, 10 + n, 1] with one image of grey n; a few are bad in their own way."""
+
+    def __init__(self, *, faults: bool) -> None:
+        self.faults = faults
+
+    def origin(self, source: int, piece: int) -> Origin:
+        return Origin(source=f"s{source}", shard="0.tar", key=f"k{piece}")
+
+    def read_piece(self, source: int, piece: int) -> Example:
+        time.sleep(0.002 * (piece % 3))  # workers finish out of order
+        data = png(piece)
+        ids = [0, IMAGE, 10 + piece, 1]
+        if self.faults:
+            if piece == BAD:
+                raise RecordFault("bad_json", "line 1")
+            if piece == BROKEN:
+                data = b"not a picture"
+            if piece == STALE:
+                ids = [*ids, 1]
+            if piece == BUG:
+                raise ZeroDivisionError("ours")
+        return Example(
+            origin=self.origin(source, piece),
+            ids=np.array(ids, dtype=np.int32),
+            learned=np.array([False, False, *[True] * (len(ids) - 2)]),
+            image_starts=np.array([1], dtype=np.int32),
+            image_tokens=np.array([1], dtype=np.int32),
+            images=(StoredImage(member="png", data=data, width=8, height=8),),
+        )
+
+
+def dataset(*, faults: bool = False) -> MicroBatchDataset:
+    return MicroBatchDataset(
+        Reader(faults=faults),
+        modalities=[Modality.multimodal],
+        image_token_id=IMAGE,
+        image_side=8,
+        pad_color=(1, 2, 3),
+        decode=DecodeMode.exact,
+    )
+
+
+def pack(number: int) -> PackPlan:
+    ref = PieceRef(source=0, piece=number, tokens=4, supervised=2, image_tokens=1, images=1)
+    return PackPlan(number=number, modality=Modality.multimodal, lane=0, pieces=(ref,))
+
+
+def micro(step: int, number: int, packs: tuple[int, ...]) -> MicroBatchPlan:
+    return MicroBatchPlan(step=step, micro=number, packs=tuple(pack(p) for p in packs), num_slots=2)
+
+
+def steps(first: int = 0, last: int = PIECES):
+    """Steps of three packs in two micro-batches of two slots, the last with one."""
+    for step, begin in enumerate(range(first, last, 3), start=1):
+        numbers = range(begin, begin + 3)
+        plan = StepPlan(
+            step=step,
+            modality=None,
+            packs=tuple(pack(n) for n in numbers),
+            tokens={},
+            supervised={},
+            language_share_target=0.0,
+            cursor_after={"step": step},
+        )
+        yield plan, (micro(step, 0, (begin, begin + 1)), micro(step, 1, (begin + 2,)))
+
+
+def loader(plan_steps, *, workers: int, faults: bool = False) -> StepLoader:
+    return StepLoader(plan_steps, dataset=dataset(faults=faults), workers=workers, prefetch_steps=2)
+
+
+def facts(batches):
+    return [
+        (plan.step, [(m.pack_numbers, m.pack_digests, m.ids.tolist()) for m in micros])
+        for plan, micros in batches
+    ]
+
+
+def no_workers_left() -> bool:
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not multiprocessing.active_children()
+
+
+def test_steps_and_micro_batches_in_order():
+    seen = list(loader(steps(), workers=0))
+    assert [plan.step for plan, _ in seen] == list(range(1, 9))
+    assert [[m.pack_numbers for m in micros] for _, micros in seen[:2]] == [
+        [(0, 1), (2,)],
+        [(3, 4), (5,)],
+    ]
+    batch = seen[1][1][0]
+    assert batch.ids[:, 2].tolist() == [13, 14]
+    assert batch.images[:, 0, 0].tolist() == [[3, 3, 3], [4, 4, 4]]
+
+
+def test_any_number_of_workers_gives_the_same_and_they_end():
+    alone = facts(loader(steps(), workers=0))
+    for workers in (1, 2):
+        assert facts(loader(steps(), workers=workers)) == alone
+    assert no_workers_left()
+
+
+def test_leaving_early_ends_the_workers():
+    iterator = iter(loader(steps(), workers=1))
+    next(iterator)
+    assert multiprocessing.active_children()
+    iterator.close()
+    assert no_workers_left()
+
+
+def test_nothing_is_planned_further_ahead_than_asked():
+    taken = []
+
+    def watched():
+        for item in steps():
+            taken.append(item[0].step)
+            yield item
+
+    iterator = iter(loader(watched(), workers=0))
+    next(iterator)
+    assert taken == [1]
+    iterator.close()
+
+
+def test_no_steps():
+    assert list(loader(iter(()), workers=0)) == []
+
+
+def test_the_global_generator_is_left_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    list(loader(steps(last=3), workers=0))
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_bad_records_are_holes_with_faults():
+    seen = [m for _, micros in loader(steps(3, 9), workers=0, faults=True) for m in micros]
+    faults = [fault for batch in seen for fault in batch.faults]
+    assert [(f.origin.key, f.reason, f.action) for f in faults] == [
+        (f"k{BAD}", "bad_json", "hole"),
+        (f"k{BROKEN}", "not_an_image", "hole"),
+    ]
+    assert sum(batch.num_images for batch in seen) == 4
+    assert [batch.pack_numbers for batch in seen] == [(3, 4), (5,), (6, 7), (8,)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_name_what_was_read(workers):
+    with pytest.raises(DataError, match=r"s0:0\.tar:k9: .*run launch/prepare.py again") as error:
+        list(loader(steps(9, 12), workers=workers, faults=True))
+    assert "(step 1, micro-batch 0, packs 9, 10)" in str(error.value)
+    assert "Traceback" not in str(error.value)
+    del error
+    assert no_workers_left()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_our_own_errors_name_it_too(workers):
+    with pytest.raises(ZeroDivisionError, match="ours") as error:
+        list(loader(steps(BUG, BUG + 3), workers=workers, faults=True))
+    told = str(error.value) + "".join(getattr(error.value, "__notes__", []))
+    assert f"while reading s0:0.tar:k{BUG}" in told
+    assert f"in step 1, micro-batch 0, packs {BUG}, {BUG + 1}" in told
+
+
+def test_workers_are_not_forked_from_this_process():
+    probe = StepLoader(steps(last=3), dataset=ParentDataset(), workers=1, prefetch_steps=1)
+    ((_, micros),) = list(probe)
+    assert micros[0].pack_numbers[0] not in (os.getpid(), 0)
+    assert micros[0].pack_numbers[1] != os.getpid()
+
+
+class ParentDataset(MicroBatchDataset):
+    """Says its own and its parent's process number in place of pack numbers."""
+
+    def __init__(self) -> None:
+        self._inner = dataset()
+
+    def __getitem__(self, plan):
+        return dataclasses.replace(self._inner[plan], pack_numbers=(os.getpid(), os.getppid()))

@@ -1,0 +1,150 @@
+"""The tiny hybrid model under the real engine in two processes, whose ranks differ in pictures
+and labels; against plain torch in one process. Run by torchrun: model_training.py OUT_FILE
+ZERO_STAGES PARTS.
+
+Rank 0 writes, per ZeRO stage and step, the loss and the largest difference of any parameter.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from vltrain import distributed
+from vltrain.batch import IGNORE
+from vltrain.engine.config import Dtype, EngineConfig
+from vltrain.engine.engine import Engine, build_engine
+from vltrain.engine.fragments import FragmentKind
+from vltrain.engine.start import start
+from vltrain.models.build import BuiltModel, build_model
+from vltrain.models.config import ModelConfig
+from vltrain.models.trainable import part_of
+from vltrain.optim.config import OptimConfig, ScheduleConfig, ScheduleKind
+from vltrain.optim.groups import parameter_groups
+
+LENGTH = 64
+STEPS = [("image", "text"), ("text", "text"), ("unlabelled", "image"), ("text", "unlabelled")]
+# eps 1 makes an update proportional to its gradient, so that AdamW does not magnify rounding.
+OPTIM = OptimConfig(
+    lr=1.0, steps=10, eps=1.0, schedule=ScheduleConfig(kind=ScheduleKind.constant), clip_norm=0.0
+)
+
+
+def build(trainable: list[str]) -> BuiltModel:
+    path = Path(__file__).parents[2] / "conf" / "model" / "tiny.yaml"
+    merged = OmegaConf.merge(
+        OmegaConf.structured(ModelConfig),
+        OmegaConf.load(path),
+        {"activation_checkpointing": True, "loss_chunk_tokens": 8},
+    )
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, ModelConfig)
+    built = build_model(
+        config,
+        trainable=trainable,
+        freeze=[],
+        dtype=torch.float32,
+        frozen_dtype=torch.float32,
+        device="cpu",
+        seed=0,
+    )
+    with torch.no_grad():
+        built.module.adaptor.get_parameter("alpha").fill_(0.3)
+    return built
+
+
+def inputs(built: BuiltModel, kind: str, seed: int) -> dict:
+    """One row; the ranks' label counts, so their numbers of loss chunks, differ by kind."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(4, 512, (1, LENGTH), generator=generator)
+    targets = ids.roll(-1, 1)
+    targets[:, -1] = IGNORE
+    if kind == "image":
+        targets[:, :50] = IGNORE
+    if kind == "unlabelled":
+        targets[:] = IGNORE
+    images = 2 if kind == "image" else 0
+    squares = torch.randint(0, 256, (images, 64, 64, 3), dtype=torch.uint8, generator=generator)
+    return {
+        "ids": ids,
+        "positions": torch.arange(LENGTH)[None],
+        "segments": torch.ones(1, LENGTH, dtype=torch.int32),
+        "targets": targets,
+        "image_positions": torch.arange(5, 5 + 16 * images),
+        "features": built.frozen.encode(squares),
+    }
+
+
+def largest_difference(engine: Engine, reference: BuiltModel) -> float:
+    expected = dict(reference.module.named_parameters())
+    differences = [0.0]
+    for fragment in engine.export_fragments():
+        if fragment.kind is FragmentKind.master and fragment.values.numel():
+            flat = expected[fragment.name].detach().flatten()
+            own = flat[fragment.offset : fragment.offset + fragment.values.numel()]
+            differences.append(float((fragment.values - own).abs().max()))
+    return max(distributed.gather_objects(max(differences)))
+
+
+def train(zero_stage: int, trainable: list[str]) -> list[dict[str, float]]:
+    built, reference = build(trainable), build(trainable)
+    engine = build_engine(
+        built.module,
+        groups=parameter_groups(built.module.named_parameters(), part_of=part_of, config=OPTIM),
+        config=EngineConfig(zero_stage=zero_stage, dtype=Dtype.fp32, param_persistence_threshold=0),
+        clip_norm=0.0,
+        micro_batch_size=1,
+        micro_batches_per_step=1,
+        device=torch.device("cpu"),
+    )
+    plain = torch.optim.AdamW(
+        [p for p in reference.module.parameters() if p.requires_grad],
+        lr=1.0,
+        betas=(0.9, 0.95),
+        eps=1.0,
+        weight_decay=0.0,
+    )
+    initial = {n: p.detach().clone() for n, p in reference.module.named_parameters()}
+    rows = []
+    for step, kinds in enumerate(STEPS):
+        mine = inputs(built, kinds[distributed.rank()], seed=2 * step + distributed.rank())
+        both = [inputs(reference, kind, seed=2 * step + r) for r, kind in enumerate(kinds)]
+        targets = sum(int((batch["targets"] != IGNORE).sum()) for batch in both)
+        engine.begin_micro(last=True)
+        engine.backward(engine.forward(mine) * 2 / targets)
+        engine.apply(dict.fromkeys(engine.parts, 1.0))
+        plain.zero_grad()
+        losses = [reference.module(**batch) / targets for batch in both]
+        for loss in losses:
+            loss.backward()
+        plain.step()
+        moved = max(
+            float((p.detach() - initial[n]).abs().max())
+            for n, p in reference.module.named_parameters()
+        )
+        rows.append(
+            {
+                "loss": float(sum(losses)),
+                "moved": moved,
+                "difference": largest_difference(engine, reference),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    out, stages, parts = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+    torch.set_num_threads(1)
+    start(EngineConfig(timeout_seconds=60))
+    rows = {stage: train(stage, parts) for stage in stages}
+    if distributed.is_first():
+        out.write_text(json.dumps(rows))
+    distributed.barrier()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vltrain.engine.config import Dtype, EngineConfig, Offload
+from vltrain.engine.render import parameter_dtype, render
+from vltrain.errors import EngineError
+
+
+def rendered(config: EngineConfig, *, device_type: str = "cuda") -> dict[str, Any]:
+    return render(
+        config,
+        clip_norm=0.0,
+        micro_batch_size=2,
+        micro_batches_per_step=3,
+        device_type=device_type,
+    )
+
+
+def test_what_deepspeed_would_choose_otherwise_is_stated() -> None:
+    out = rendered(EngineConfig(zero_stage=2))
+    assert out["gradient_clipping"] == 0.0  # silent, DeepSpeed clips at 1.0
+    assert out["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert out["bf16"] == {"enabled": True}
+    assert out["zero_force_ds_cpu_optimizer"] is False
+    assert (out["train_micro_batch_size_per_gpu"], out["gradient_accumulation_steps"]) == (2, 3)
+    assert "optimizer" not in out
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_zero_stages(stage: int) -> None:
+    out = rendered(EngineConfig(zero_stage=stage, param_persistence_threshold=7))
+    zero = out["zero_optimization"]
+    assert zero["stage"] == stage
+    assert ("reduce_bucket_size" in zero) == (stage > 0)
+    assert zero.get("stage3_param_persistence_threshold") == (7 if stage == 3 else None)
+
+
+def test_bf16_without_zero_keeps_fp32_parameters() -> None:
+    config = EngineConfig(zero_stage=0, dtype=Dtype.bf16)
+    assert parameter_dtype(config) == "float32"
+    out = rendered(config)
+    assert out["bf16"] == {"enabled": False}
+    assert out["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert parameter_dtype(EngineConfig(zero_stage=1)) == "bfloat16"
+
+
+def test_offload_is_rendered() -> None:
+    config = EngineConfig(zero_stage=3, offload_optimizer=Offload.cpu, offload_params=Offload.cpu)
+    zero = rendered(config)["zero_optimization"]
+    assert zero["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+    assert zero["offload_param"] == {"device": "cpu", "pin_memory": True}
+    zero = rendered(config, device_type="cpu")["zero_optimization"]
+    assert zero["offload_param"] == {"device": "cpu", "pin_memory": False}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (EngineConfig(zero_stage=4), r"engine\.zero_stage=4: expected 0, 1, 2 or 3"),
+        (
+            EngineConfig(zero_stage=0, offload_optimizer=Offload.cpu),
+            r"engine\.offload_optimizer=cpu needs .*engine\.zero_stage=1, 2 or 3",
+        ),
+        (
+            EngineConfig(zero_stage=2, offload_params=Offload.cpu),
+            r"engine\.offload_params=cpu works with engine\.zero_stage=3 only, found 2",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together(config: EngineConfig, words: str) -> None:
+    with pytest.raises(EngineError, match=words):
+        rendered(config)
+
+
+def test_extra_keys_are_passed_on() -> None:
+    extra = {
+        "communication_data_type": "fp32",
+        "gradient_clipping": 0.0,  # the same value is no contradiction
+        "zero_optimization": {"round_robin_gradients": False, "sub_group_size": 1000},
+    }
+    out = rendered(EngineConfig(zero_stage=2, extra=extra))
+    assert out["communication_data_type"] == "fp32"
+    assert out["zero_optimization"]["sub_group_size"] == 1000
+    assert out["zero_optimization"]["stage"] == 2
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (
+            {"gradient_clipping": 1.0},
+            r"gradient_clipping=1\.0 .* gives 0\.0\. Set optim\.clip_norm",
+        ),
+        (
+            {"zero_optimization": {"stage": 3}},
+            r"engine\.extra\.zero_optimization\.stage=3 .* gives 2\. Set engine\.zero_stage",
+        ),
+        ({"bf16": {"enabled": False}}, r"Set engine\.dtype instead"),
+        ({"optimizer": {"type": "Adam"}}, r"engine\.extra\.optimizer is not taken.*Set optim\."),
+        ({"scheduler": {"type": "WarmupLR"}}, r"Set optim\.schedule"),
+        ({"train_batch_size": 64}, r"Set data\.batch\.sequences"),
+        (
+            {"gradient_accumulation_steps": 8},
+            r"Set data\.batch\.sequences and data\.batch\.micro instead",
+        ),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, r"accumulated in fp32"),
+        ({"zero_optimization": {"contiguous_gradients": False}}, r"we depend on our value"),
+    ],
+)
+def test_extra_keys_that_contradict_are_refused(extra: dict[str, Any], words: str) -> None:
+    with pytest.raises(EngineError, match=words):
+        rendered(EngineConfig(zero_stage=2, extra=extra))

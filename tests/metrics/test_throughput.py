@@ -1,0 +1,129 @@
+"""FLOPs against published constants: FlopCounterMode on the full-size encoders gave 972.08 (SAM-B
+with its neck) and 381.41 GFLOP (SigLIP-L/16-384); the language numbers follow from the
+formulas."""
+
+from __future__ import annotations
+
+import pytest
+
+from vltrain.errors import ConfigError
+from vltrain.metrics.throughput import (
+    LanguageShape,
+    ModelShape,
+    SamShape,
+    SiglipShape,
+    Work,
+    count_flops,
+    sam_forward,
+    sam_path_forward,
+    siglip_forward,
+    utilisation,
+)
+
+SAM = SamShape(
+    image_size=1024,
+    patch_size=16,
+    width=768,
+    layers=12,
+    mlp_ratio=4.0,
+    window=14,
+    num_global_layers=4,
+    out_channels=256,
+)
+SIGLIP = SiglipShape(image_size=384, patch_size=16, width=1024, layers=24, ffn=4096)
+SMALL = LanguageShape(width=2048, layers=24, heads=16, kv_heads=16, ffn=5632, vocab_size=102400)
+LARGE = LanguageShape(width=4096, layers=30, heads=32, kv_heads=32, ffn=11008, vocab_size=102400)
+ONE_IMAGE = Work(images=1, tokens=0, targets=0, sum_squared_document_tokens=0)
+
+
+def hybrid(language: LanguageShape) -> ModelShape:
+    return ModelShape(sam=SAM, siglip=SIGLIP, language=language)
+
+
+def test_encoders_match_the_counted_constants():
+    assert sam_forward(SAM) / 1e9 == pytest.approx(972.08, abs=0.01)
+    assert siglip_forward(SIGLIP) / 1e9 == pytest.approx(381.41, abs=0.01)
+    whole = sam_forward(SAM) + sam_path_forward(hybrid(SMALL))
+    assert whole / 1e9 == pytest.approx(1000.3, abs=0.05)
+
+
+def test_language_sizes():
+    assert SMALL.block_parameters == pytest.approx(1.233e9, rel=1e-3)
+    assert SMALL.head_parameters == 209_715_200
+    assert LARGE.block_parameters == pytest.approx(6.071e9, rel=1e-3)
+    assert LARGE.head_parameters == 419_430_400
+
+
+@pytest.mark.parametrize(("language", "tera"), [(SMALL, 3.70), (LARGE, 17.6)])
+def test_stage_1_trains_the_adaptor(language, tera):
+    work = Work(images=1, tokens=704, targets=100, sum_squared_document_tokens=704**2)
+    flops = count_flops(hybrid(language), trained=["adaptor"], work=work)
+    assert flops.language / 1e12 == pytest.approx(tera, rel=0.003)
+    assert flops.sam / 1e9 == pytest.approx(972.08, abs=0.01)
+    assert flops.siglip / 1e9 == pytest.approx(381.41, abs=0.01)
+    # 4 B T + 6 h L sum(l^2) + 4 H T_lab, written out.
+    h, layers = language.width, language.layers
+    expected = (
+        4 * language.block_parameters * 704
+        + 6 * h * layers * 704**2
+        + 4 * language.head_parameters * 100
+    )
+    assert flops.language == expected
+
+
+@pytest.mark.parametrize(("language", "tera"), [(SMALL, 36.7), (LARGE, 163)])
+def test_stage_2_text_pack(language, tera):
+    work = Work(images=0, tokens=4096, targets=4096, sum_squared_document_tokens=4 * 1024**2)
+    flops = count_flops(hybrid(language), trained=["adaptor", "language"], work=work)
+    assert flops.total / 1e12 == pytest.approx(tera, rel=0.003)
+    assert flops.sam == flops.siglip == flops.adaptor == 0
+
+
+@pytest.mark.parametrize(("language", "tera"), [(SMALL, 8.14), (LARGE, 38.6)])
+def test_stage_3_trains_siglip_too(language, tera):
+    work = Work(images=1, tokens=1024, targets=200, sum_squared_document_tokens=1024**2)
+    flops = count_flops(hybrid(language), trained=["adaptor", "language", "siglip"], work=work)
+    assert flops.language / 1e12 == pytest.approx(tera, rel=0.003)
+    assert flops.siglip / 1e9 == pytest.approx(1144, abs=0.5)
+    # Encoders 2.14 TFLOP together, once the adaptor's share of SAM's path is counted with them.
+    encoders = flops.sam + flops.siglip + sam_path_forward(hybrid(language))
+    assert encoders / 1e12 == pytest.approx(2.14, abs=0.01)
+
+
+def test_adaptor_of_siglip_alone_by_hand():
+    small = ModelShape(
+        sam=None,
+        siglip=SiglipShape(image_size=32, patch_size=16, width=3, layers=1, ffn=4),
+        language=LanguageShape(width=5, layers=1, heads=1, kv_heads=1, ffn=7, vocab_size=11),
+    )
+    first, second = 2 * 4 * 3 * 5, 2 * 4 * 5 * 5  # 4 visual tokens: 3 -> 5 -> 5
+    forward = count_flops(small, trained=[], work=ONE_IMAGE).adaptor
+    assert forward == first + second
+    trains = count_flops(small, trained=["adaptor"], work=ONE_IMAGE).adaptor
+    assert trains == 2 * first + 3 * second
+    everything = count_flops(small, trained=["adaptor", "siglip"], work=ONE_IMAGE).adaptor
+    assert everything == 3 * first + 3 * second
+
+
+def test_grouped_queries_have_smaller_projections():
+    shape = LanguageShape(width=8, layers=2, heads=4, kv_heads=1, ffn=16, vocab_size=10)
+    assert shape.block_parameters == 2 * (2 * 64 + 2 * 8 * 2 + 3 * 8 * 16)
+
+
+def test_nothing_trained_is_forward_only():
+    work = Work(images=0, tokens=10, targets=2, sum_squared_document_tokens=100)
+    flops = count_flops(hybrid(SMALL), trained=[], work=work)
+    expected = 2 * SMALL.block_parameters * 10 + 2 * SMALL.head_parameters * 2
+    assert flops.language == expected + 2 * 2048 * 24 * 100
+
+
+def test_an_unknown_part_lists_the_choices():
+    with pytest.raises(ConfigError, match="cannot count part 'vision'; this model's parts are sam"):
+        count_flops(hybrid(SMALL), trained=["vision"], work=ONE_IMAGE)
+    alone = ModelShape(sam=None, siglip=SIGLIP, language=SMALL)
+    with pytest.raises(ConfigError, match="cannot count part 'sam'; this model's parts are siglip"):
+        count_flops(alone, trained=["sam"], work=ONE_IMAGE)
+
+
+def test_utilisation():
+    assert utilisation(5e14, seconds=2.0, peak_flops_per_second=1e15) == pytest.approx(0.25)

@@ -1,0 +1,141 @@
+"""wandb: offline without a key, never a question, never the end of a run."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import wandb
+from wandb.errors import CommError, Error
+
+from vltrain.errors import ConfigError
+from vltrain.metrics.config import WandbConfig
+from vltrain.metrics.sinks import Interval
+from vltrain.metrics.wandb_sink import WandbSink, choose_mode, has_key, wandb_metrics
+
+
+@pytest.fixture(autouse=True)
+def _no_keys(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DISABLED", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def test_no_key_means_offline():
+    assert choose_mode("auto") == "offline"
+
+
+def test_a_key_in_the_environment_means_online(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert choose_mode("auto") == "online"
+    assert choose_mode("offline") == "offline"
+
+
+def test_a_key_in_netrc_means_online(tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "0" * 40 + "\n")
+    assert has_key()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not has_key()
+
+
+def test_a_damaged_netrc_is_no_key(tmp_path):
+    (tmp_path / "netrc").write_text("machine\nnonsense here\n")
+    assert not has_key()
+
+
+def test_online_without_a_key_goes_offline_with_a_warning(caplog):
+    with caplog.at_level(logging.WARNING, logger="vltrain.metrics.wandb_sink"):
+        assert choose_mode("online") == "offline"
+    assert "no key is set (WANDB_API_KEY or netrc)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "mode"),
+    [
+        ("WANDB_MODE", "offline", "offline"),
+        ("WANDB_MODE", "disabled", "disabled"),
+        ("WANDB_DISABLED", "true", "disabled"),
+    ],
+)
+def test_the_environment_has_the_last_word_on_auto(monkeypatch, name, value, mode):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv(name, value)
+    assert choose_mode("auto") == mode
+
+
+def test_an_unknown_mode_lists_the_choices():
+    with pytest.raises(ConfigError, match=r"metrics\.wandb\.mode=on: choose one of auto, online"):
+        choose_mode("on")
+
+
+def test_metrics_leave_out_what_is_not_known(make_row):
+    interval = Interval()
+    interval.add(make_row(3, grad_norm=None))
+    metrics = wandb_metrics(interval.take())
+    assert metrics["step"] == 3
+    assert metrics["loss"] == metrics["loss/multimodal"] == 2.5
+    assert metrics["lr/adaptor"] == 1e-3
+    assert metrics["tokens/multimodal"] == 600
+    assert metrics["ratio/language_realised"] == 0.0
+    assert metrics["throughput/tokens_per_second"] == 300.0
+    assert "grad_norm" not in metrics
+    assert "throughput/model_flops_per_second" not in metrics
+
+
+def open_sink(directory, *, run_id=None, mode="auto"):
+    return WandbSink(
+        WandbConfig(mode=mode),
+        directory=directory,
+        name="test",
+        run_id=run_id,
+        config={"optim": {"lr": 1e-3}},
+        every=1,
+    )
+
+
+def test_an_offline_run_is_recorded_and_its_id_kept(tmp_path, make_row):
+    sink = open_sink(tmp_path)
+    sink.write(make_row(1))
+    sink.close()
+    again = open_sink(tmp_path, run_id=sink.run_id)
+    again.write(make_row(2))
+    again.close()
+    assert again.run_id == sink.run_id
+    files = sorted(p.name for p in (tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert files
+    assert set(files) == {f"run-{sink.run_id}.wandb"}
+
+
+def test_a_failed_start_is_a_warning_and_falls_back(tmp_path, monkeypatch, make_row, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    tried: list[str] = []
+
+    def fail(**arguments):
+        tried.append(arguments["mode"])
+        raise CommError("no way out")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    with caplog.at_level(logging.WARNING, logger="vltrain.metrics.wandb_sink"):
+        sink = open_sink(tmp_path)
+    sink.write(make_row(1))
+    sink.close()
+    assert tried == ["online", "offline"]
+    assert "wandb did not start online (no way out); going on offline instead" in caplog.text
+    assert sink.run_id
+
+
+def test_a_run_that_breaks_later_is_left_alone(tmp_path, monkeypatch, make_row, caplog):
+    class Broken:
+        def define_metric(self, *_, **__):
+            pass
+
+        def log(self, _):
+            raise Error("gone")
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Broken())
+    sink = open_sink(tmp_path)
+    with caplog.at_level(logging.WARNING, logger="vltrain.metrics.wandb_sink"):
+        sink.write(make_row(1))
+        sink.write(make_row(2))
+    sink.close()
+    assert caplog.text.count("wandb stopped (gone)") == 1

@@ -1,0 +1,152 @@
+"""Exports load in stock transformers and give the same logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from vltrain.errors import WeightsError
+from vltrain.models.build import build_model
+from vltrain.models.export import export_transformers
+from vltrain.models.pixels import pixel_view
+from vltrain.models.weights import load_weights, tensor_digests
+
+
+@pytest.fixture(scope="module")
+def tokenizer_directory(tmp_path_factory):
+    """A byte-level BPE: bos 0, eos 1, pad 2, image 3."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<bos>", "<eos>", "<pad>", "<image_placeholder>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(["User: what is it?\n\nAssistant: a cat"], trainer)
+    directory = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+def _export(built, directory, tokenizer_directory, *, state=None):
+    export_transformers(
+        directory,
+        config=built.config,
+        state=state if state is not None else dict(built.named_parameters()),
+        tokenizer_directory=tokenizer_directory,
+        bos_token="<bos>",
+        eos_token="<eos>",
+    )
+
+
+@pytest.fixture(params=["hybrid", "siglip_only"])
+def exported(request, config_of, build, tmp_path, tokenizer_directory):
+    overrides = {} if request.param == "hybrid" else {"sam": None, "adaptor": {"kind": "mlp"}}
+    if request.param == "siglip_only":
+        overrides["pad_color"] = [127, 127, 127]
+    built = build(config_of("tiny", overrides))
+    _export(built, tmp_path, tokenizer_directory)
+    return built, tmp_path
+
+
+def test_stock_model_gives_the_same_logits(exported, pack):
+    built, directory = exported
+    stock = AutoModelForImageTextToText.from_pretrained(directory).eval()
+    batch = pack(built.config, [[(14, 2)], [(20, 1)]])
+    views = {
+        "pixel_values": pixel_view(
+            built.config, part="siglip", images=batch.images, dtype=torch.float32
+        )
+    }
+    if built.config.sam is not None:
+        views["high_res_pixel_values"] = pixel_view(
+            built.config, part="sam", images=batch.images, dtype=torch.float32
+        )
+    real = batch.segments > 0
+    with torch.no_grad():
+        expected = stock(input_ids=batch.ids, attention_mask=real.long(), **views).logits
+        found = batch.logits(built)
+    torch.testing.assert_close(found[real], expected[real], rtol=1e-5, atol=1e-5)
+    assert stock.generation_config.eos_token_id == 1
+
+
+def test_stock_processor_gives_the_same_ids_and_nearly_the_same_pixels(exported):
+    built, directory = exported
+    config = built.config
+    processor = AutoProcessor.from_pretrained(directory)
+    side = config.image_side
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    square = coarse.resize((side, side), Image.Resampling.BICUBIC)
+    messages = [
+        {
+            "role": "user",
+            "content": [{"type": "image"}, {"type": "text", "text": "what is it? "}],
+        }
+    ]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert text == "<bos>User: <image_placeholder>what is it?\n\nAssistant:"
+    inputs = processor(text=text, images=[square])
+    ids = inputs["input_ids"][0].tolist()
+    assert ids[0] == 0
+    assert ids.count(config.image_token_id) == config.tokens_per_image
+    images = torch.from_numpy(np.asarray(square).copy())[None]
+    low = pixel_view(config, part="siglip", images=images, dtype=torch.float32)
+    levels = (inputs["pixel_values"] - low).abs().max() * 0.5 * 255
+    assert levels <= 2.01
+    if config.sam is not None:
+        high = pixel_view(config, part="sam", images=images, dtype=torch.float32)
+        torch.testing.assert_close(inputs["high_res_pixel_values"], high, rtol=0, atol=1e-5)
+
+
+def test_the_padding_colour_of_the_export_is_the_models(exported):
+    built, directory = exported
+    processor = AutoProcessor.from_pretrained(directory).image_processor
+    hybrid = built.config.sam is not None
+    colour = processor.high_res_background_color if hybrid else processor.background_color
+    assert list(colour) == built.config.pad_color
+
+
+def test_a_whole_conversation_is_rendered_as_it_was_trained(exported):
+    processor = AutoProcessor.from_pretrained(exported[1])
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": " one "},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three"},
+    ]
+    assert processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == (
+        "<bos>Be brief.\n\nUser: one\n\nAssistant: two<eos>User: three\n\nAssistant:"
+    )
+
+
+def test_an_export_loads_back_bit_for_bit(exported):
+    built, directory = exported
+    again = build_model(
+        built.config,
+        trainable=["adaptor"],
+        freeze=[],
+        dtype=torch.float32,
+        frozen_dtype=torch.float32,
+        device="cpu",
+        seed=9,
+    )
+    parts = [part for part in ("sam", "siglip", "adaptor", "language") if built.part_state(part)]
+    load_weights(again, directories=dict.fromkeys(parts, directory))
+    assert tensor_digests(again.named_parameters()) == tensor_digests(built.named_parameters())
+
+
+def test_a_directory_without_a_tokenizer_is_named(tiny, build, tmp_path):
+    with pytest.raises(WeightsError, match=r"has no tokenizer\.json"):
+        _export(build(tiny), tmp_path / "out", tmp_path)
+
+
+def test_an_incomplete_state_is_refused(tiny, build, tmp_path, tokenizer_directory):
+    built = build(tiny)
+    with pytest.raises(WeightsError, match=r"cannot export .* missing .'model\.aligner"):
+        _export(built, tmp_path, tokenizer_directory, state=built.part_state("language"))

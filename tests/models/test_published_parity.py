@@ -1,0 +1,94 @@
+"""Against transformers' whole models, on the same random weights: features, logits, loss,
+gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    DeepseekVLForConditionalGeneration,
+    DeepseekVLHybridForConditionalGeneration,
+)
+
+from vltrain.batch import IGNORE
+from vltrain.models.layouts import published_name
+from vltrain.models.pixels import pixel_view
+from vltrain.models.published import hybrid_config, siglip_only_config
+
+
+def _stock(built):
+    config = built.config
+    if config.sam is None:
+        stock = DeepseekVLForConditionalGeneration(siglip_only_config(config))
+    else:
+        stock = DeepseekVLHybridForConditionalGeneration(hybrid_config(config))
+    model_type = stock.config.model_type
+    state = {published_name(n, model_type=model_type): p for n, p in built.named_parameters()}
+    stock.load_state_dict({name: p.detach().clone() for name, p in state.items()}, strict=True)
+    return stock.eval()
+
+
+def _pixels(config, images):
+    views = {"pixel_values": pixel_view(config, part="siglip", images=images, dtype=torch.float32)}
+    if config.sam is not None:
+        views["high_res_pixel_values"] = pixel_view(
+            config, part="sam", images=images, dtype=torch.float32
+        )
+    return views
+
+
+@pytest.fixture(params=["tiny", "siglip_only", "own_neck"])
+def pair(request, config_of, build):
+    """Ours with everything trainable, and transformers' with the same weights."""
+    overrides = {
+        "tiny": {},
+        "siglip_only": {"sam": None, "adaptor": {"kind": "mlp"}},
+        "own_neck": {"adaptor": {"train_sam_neck": True}},
+    }[request.param]
+    config = config_of("tiny", overrides)
+    trainable = ["siglip", "adaptor", "language"] + (["sam"] if config.sam is not None else [])
+    built = build(config, trainable=trainable)
+    return built, _stock(built)
+
+
+def test_features_and_logits(pair, pack):
+    built, stock = pair
+    batch = pack(built.config, [[(14, 2)], [(20, 1)]])
+    with torch.no_grad():
+        features = built.frozen.encode(batch.images)
+        embeds = built.module.embed(batch.ids, batch.image_positions, features)
+        found = embeds.flatten(0, 1)[batch.image_positions]
+        expected = stock.model.get_image_features(**_pixels(built.config, batch.images))
+        torch.testing.assert_close(
+            found, expected.pooler_output.flatten(0, 1), rtol=1e-5, atol=1e-5
+        )
+        real = batch.segments > 0
+        logits = stock(
+            input_ids=batch.ids,
+            attention_mask=real.long(),
+            position_ids=batch.positions,
+            **_pixels(built.config, batch.images),
+        ).logits
+        torch.testing.assert_close(batch.logits(built)[real], logits[real], rtol=1e-5, atol=1e-5)
+
+
+def test_loss_and_gradients(pair, pack):
+    built, stock = pair
+    batch = pack(built.config, [[(14, 2)], [(20, 1)]])
+    batch.run(built).backward()
+    labels = torch.full_like(batch.targets, IGNORE)
+    labels[:, 1:] = batch.targets[:, :-1]
+    stock(
+        input_ids=batch.ids,
+        attention_mask=(batch.segments > 0).long(),
+        position_ids=batch.positions,
+        labels=labels,
+        num_items_in_batch=torch.tensor(1),
+        **_pixels(built.config, batch.images),
+    ).loss.backward()
+    theirs = dict(stock.named_parameters())
+    for name, parameter in built.module.named_parameters():
+        expected = theirs[published_name(name, model_type=stock.config.model_type)].grad
+        scale = expected.abs().max().clamp(min=1.0)  # key biases' true gradient is zero
+        error = ((parameter.grad - expected).abs().max() / scale).item()
+        assert error < 1e-5, f"{name}: {error}"

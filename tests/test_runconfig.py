@@ -1,0 +1,222 @@
+"""Every YAML composes and passes its stage; wrong words are refused with what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra.errors import ConfigCompositionException, MissingConfigException
+
+from stages import POLICIES, policy_of
+from vltrain.batch import Learn
+from vltrain.errors import ConfigError
+from vltrain.optim.config import ScheduleKind
+from vltrain.runconfig import clean_arguments, to_yaml
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+PUBLISHED = ("deepseek_vl_1.3b", "deepseek_vl_1.3b_hybrid", "deepseek_vl_7b")
+
+# Where a user's own shards would be: the published mixes name data sets, not folders.
+PATHS = {
+    1: ("sharegpt4v_captions", "document_ocr"),
+    2: (
+        "interleaved",
+        "caption",
+        "table_chart",
+        "web_code",
+        "scene_text_ocr",
+        "document_ocr",
+        "sft",
+        "text",
+    ),
+    3: ("taxonomy", "general", "table_chart", "web_code", "text_sft"),
+}
+
+
+def with_paths(stage: int) -> list[str]:
+    return [f"data.sources.{name}.path=somewhere/{name}" for name in PATHS[stage]]
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_published_recipes_compose_and_pass(compose, model: str, stage: int) -> None:
+    config = compose(f"stage={stage}", f"model={model}", *with_paths(stage))
+    policy_of(stage).check(config)
+    assert config.stage.number == stage
+    assert config.model.name == model
+    assert config.optim.beta1 == 0.9
+    assert config.optim.beta2 == 0.95
+    assert config.optim.weight_decay == 0.0
+    assert config.optim.clip_norm == 1.0
+
+
+# DeepSeek-VL Table 4, by hand: lr, schedule, warm-up, steps, batch, sequence length, packing.
+TABLE_4 = {
+    ("deepseek_vl_1.3b", 1): (1e-3, "cosine", 128, 15000, 256, 512, False),
+    ("deepseek_vl_1.3b", 2): (3e-5, "step", 2000, 96000, 1024, 4096, True),
+    ("deepseek_vl_1.3b", 3): (2e-5, "cosine", 256, 10000, 256, 4096, False),
+    ("deepseek_vl_7b", 1): (1e-3, "cosine", 128, 15000, 256, 512, False),
+    ("deepseek_vl_7b", 2): (4.2e-5, "step", 2000, 42000, 2304, 4096, True),
+    ("deepseek_vl_7b", 3): (2e-5, "cosine", 256, 10000, 256, 4096, False),
+}
+
+
+@pytest.mark.parametrize(("model", "stage"), TABLE_4)
+def test_table_4(compose, model: str, stage: int) -> None:
+    config = compose(f"stage={stage}", f"model={model}", *with_paths(stage))
+    assert (
+        config.optim.lr,
+        config.optim.schedule.kind.value,
+        config.optim.schedule.warmup_steps,
+        config.optim.steps,
+        config.data.batch.sequences,
+        config.data.packing.sequence_length,
+        config.data.packing.enabled,
+    ) == TABLE_4[model, stage]
+
+
+def test_what_differs_between_the_stages(compose) -> None:
+    one, two, three = (compose(f"stage={n}", *with_paths(n)) for n in (1, 2, 3))
+    assert one.stage.trainable == ["adaptor"]
+    assert one.data.packing.image_tokens_on_top
+    assert two.stage.trainable == ["adaptor", "language"]
+    assert two.data.mixture.language_share == 0.7
+    assert two.data.mixture.grouping
+    assert two.data.mixture.ramp.start_share == 1.0
+    assert two.optim.schedule.kind is ScheduleKind.step
+    assert two.optim.schedule.milestones == [0.8, 0.9]
+    assert three.stage.trainable == ["adaptor", "language", "siglip"]
+    assert three.stage.learn is Learn.answers
+    assert three.data.mixture.language_share == 0.479
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_demo_composes(compose, stage: int) -> None:
+    config = compose(f"stage={stage}", "+experiment=demo")
+    policy_of(stage).check(config)
+    assert config.model.name == "demo"
+    assert config.data.held_out
+
+
+def yaml_options(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("engine", yaml_options("engine"))
+def test_every_engine_composes(compose, engine: str) -> None:
+    compose("stage=2", "+experiment=demo", f"engine={engine}")
+
+
+@pytest.mark.parametrize("model", yaml_options("model"))
+def test_every_model_composes(compose, model: str) -> None:
+    assert compose("stage=2", "+experiment=demo", f"model={model}", "optim=demo_stage2")
+
+
+def test_every_optim_and_data_file_is_used_by_some_composition() -> None:
+    optim = {f"{m}_stage{n}" for m in (*PUBLISHED, "demo") for n in (1, 2, 3)}
+    assert set(yaml_options("optim")) == optim
+    data = {f"{m}_stage{n}" for m in ("deepseek_vl", "demo") for n in (1, 2, 3)}
+    assert set(yaml_options("data")) - {"demo_warm_language", "demo_warm_towers"} == data
+
+
+@pytest.mark.parametrize(
+    ("given", "cleaned"),
+    [
+        (["--local_rank=1", "stage=2"], ["stage='2'"]),
+        (["--local_rank", "1", "stage=2"], ["stage='2'"]),
+        (["--local-rank=0", "optim.lr=1e-3"], ["optim.lr=1e-3"]),
+        (["-m", "stage=1,2,3"], ["-m", "stage='1','2','3'"]),
+        (["stage=align"], ["stage=align"]),
+        (["run.name=stage=2"], ["run.name=stage=2"]),
+    ],
+)
+def test_clean_arguments(given: list[str], cleaned: list[str]) -> None:
+    assert clean_arguments(given) == cleaned
+
+
+DEMO = ("stage=2", "+experiment=demo")
+REFUSED = [
+    # words, what the message must hold
+    (("stage=2",), ["data.sources", "path", "not set", "prepare.py"]),
+    ((*DEMO, "data.mixture.language_share=1.5"), ["language_share=1.5", "between 0 and 1"]),
+    ((*DEMO, "stage.trainable=[adaptor,languag]"), ["'languag'", "sam, siglip, adaptor, language"]),
+    ((*DEMO, "optim.steps=0"), ["optim.steps=0", "at least 1"]),
+    ((*DEMO, "optim.lr=-1"), ["optim.lr=-1", "above 0"]),
+    ((*DEMO, "engine.zero_stage=4"), ["zero_stage=4", "0, 1, 2 or 3"]),
+    ((*DEMO, "engine.offload_params=cpu"), ["zero_stage=3"]),
+    ((*DEMO, "data.packing.sequence_length=16"), ["sequence_length=16", "16 tokens"]),
+    ((*DEMO, "data.packing.sequence_length=100000"), ["max_positions"]),
+    ((*DEMO, "data.packing.image_tokens_on_top=true"), ["one budget"]),
+    ((*DEMO, "optim.schedule.warmup_steps=100000"), ["warmup_steps=100000"]),
+    (
+        (*DEMO, "optim.schedule.kind=step", "optim.schedule.milestones=[0.9,0.8]"),
+        ["milestones"],
+    ),
+    (
+        (*DEMO, "optim.schedule.kind=step", "optim.schedule.milestones=[0.9]"),
+        ["milestones", "factors"],
+    ),
+    ((*DEMO, "+optim.parts.vision.lr_multiplier=0.1"), ["optim.parts", "'vision'"]),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), REFUSED, ids=[r[0][-1] for r in REFUSED])
+def test_refused_configs(compose, words: tuple[str, ...], said: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose(*words)
+    for word in said:
+        assert word in str(error.value)
+
+
+POLICY_REFUSES = [
+    ("stage=1", "stage.trainable=[adaptor,language]", ["stay frozen", "language"]),
+    ("stage=1", "stage.trainable=[]", ["lacks", "adaptor"]),
+    ("stage=1", "stage.learn=answers", ["stage.learn=answers", "all"]),
+    ("stage=2", "stage.trainable=[adaptor,language,siglip]", ["siglip", "stay frozen"]),
+    ("stage=2", "stage.trainable=[adaptor]", ["lacks", "language"]),
+    ("stage=3", "stage.trainable=[adaptor,language,sam]", ["sam", "stay frozen"]),
+    ("stage=3", "stage.learn=all", ["stage.learn=all", "answers"]),
+    ("stage=3", "data.sources.easy_vqa.learn=all", ["would train on prompts"]),
+    ("stage=3", "data.sources.easy_vqa.kind=caption", ["caption records", "conversation"]),
+    ("stage=1", "data.mixture.language_share=0.5", ["modality language"]),
+    ("stage=2", "model.family=other", ["model.family='other'", "deepseek_vl"]),
+]
+
+
+@pytest.mark.parametrize(("stage", "word", "said"), POLICY_REFUSES)
+def test_policies_refuse_what_the_schema_accepts(
+    compose, stage: str, word: str, said: list[str]
+) -> None:
+    config = compose(stage, "+experiment=demo", word)
+    with pytest.raises(ConfigError) as error:
+        policy_of(config.stage.number).check(config)
+    for piece in said:
+        assert piece in str(error.value)
+
+
+def test_a_stage_without_data_says_what_to_do(compose) -> None:
+    config = compose("stage=1", "+experiment=demo", "~data.sources")
+    with pytest.raises(ConfigError, match="has no data"):
+        policy_of(1).check(config)
+
+
+def test_unknown_names_list_the_choices(compose) -> None:
+    with pytest.raises(MissingConfigException, match=r"Available options(.|\n)*1\n\t2\n\t3"):
+        compose("stage=4")
+    with pytest.raises(MissingConfigException, match="deepseek_vl_7b"):
+        compose("stage=2", "model=llava")
+    with pytest.raises(ConfigCompositionException, match=r"optim\.lrr"):
+        compose("stage=2", "optim.lrr=1")
+    with pytest.raises(ConfigError, match=r"1 \(align\), 2 \(pretrain\), 3 \(finetune\)"):
+        policy_of(4)
+
+
+def test_policies_are_numbered_as_the_stage_files() -> None:
+    assert sorted(POLICIES) == sorted(int(name) for name in yaml_options("stage"))
+
+
+def test_the_resolved_config_is_yaml_that_holds_every_value(compose) -> None:
+    text = to_yaml(compose(*DEMO))
+    assert "language_share: 0.7" in text
+    assert "???" not in text
+    assert "${" not in text

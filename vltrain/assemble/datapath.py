@@ -1,0 +1,161 @@
+"""From the data config to planned, readable steps.
+
+In: the run config. Out: tokenizer and encoder; opened sources, the recipe and the plan; the loader
+of this rank's micro-batches. Opening reads catalogs only: nothing of the data itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vltrain.assemble.shapes import model_shape
+from vltrain.batch import MicroBatchPlan, StepPlan
+from vltrain.data.assign import WorkCost, assign
+from vltrain.data.config import SourceConfig
+from vltrain.data.loader import MicroBatchDataset, StepLoader
+from vltrain.data.pieces import PieceReader, PieceTable, check_modalities
+from vltrain.data.plan import Plan
+from vltrain.data.recipe import Recipe
+from vltrain.data.sources import open_source
+from vltrain.errors import ConfigError
+from vltrain.metrics.throughput import Work, count_flops
+from vltrain.processing.encode import Encoder, EncodeRules
+from vltrain.processing.geometry import FixedGeometry
+from vltrain.processing.tokens import TextTokenizer
+from vltrain.runconfig import RunConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPath:
+    """Everything between the shards and the plan. ``tables`` are in recipe order."""
+
+    encoder: Encoder
+    recipe: Recipe
+    plan: Plan
+    reader: PieceReader
+    tables: tuple[PieceTable, ...]
+
+
+def open_tokenizer(config: RunConfig) -> TextTokenizer:
+    """The run's tokenizer. Raises ConfigError where none is named or its image token does not
+    fit."""
+    directory = config.model.tokenizer or config.model.weights.language
+    if directory is None:
+        raise ConfigError(
+            "no tokenizer: set model.tokenizer=DIRECTORY (with tokenizer.json), or "
+            "model.weights.language=DIRECTORY of a published model that brings one"
+        )
+    return TextTokenizer.load(
+        directory,
+        image_token=config.model.image_token,
+        image_token_id=config.model.image_token_id,
+    )
+
+
+def build_encoder(config: RunConfig, tokenizer: TextTokenizer) -> Encoder:
+    """The encoder that ``prepare`` measures with and the loader reads with."""
+    packing = config.data.packing
+    return Encoder(
+        tokenizer,
+        geometry=FixedGeometry(tokens_per_image=config.model.tokens_per_image),
+        rules=EncodeRules(
+            learn=config.stage.learn,
+            system_prompt=config.stage.system_prompt or "",
+            sequence_length=packing.sequence_length,
+            image_tokens_on_top=packing.image_tokens_on_top,
+            max_images=packing.max_images,
+        ),
+    )
+
+
+def open_data(config: RunConfig) -> DataPath:
+    """Open every source of the mix. Raises DataError or ConfigError; see the modules that check."""
+    encoder = build_encoder(config, open_tokenizer(config))
+    opened = [open_source(name, source) for name, source in config.data.sources.items()]
+    tables = tuple(PieceTable(source, encoder_digest=encoder.digest) for source in opened)
+    check_modalities(tables)
+    recipe = Recipe(tables, config=config.data)
+    for table in tables:
+        if excluded := sum(map(len, table.excluded)):
+            log.warning(
+                "source %s: prepare excluded %d records that cannot be used (listed in its "
+                "catalog); %d samples remain",
+                table.name,
+                excluded,
+                table.num_samples,
+            )
+    return DataPath(
+        encoder=encoder,
+        recipe=recipe,
+        plan=Plan(recipe, seed=config.run.seed),
+        reader=PieceReader(opened, tables=tables, encoder=encoder),
+        tables=tables,
+    )
+
+
+def step_loader(
+    config: RunConfig,
+    data: DataPath,
+    *,
+    cursor: Mapping[str, Any] | None,
+    rank: int,
+    world: int,
+) -> StepLoader:
+    """This rank's share of every step from ``cursor`` on."""
+    dataset = MicroBatchDataset(
+        data.reader,
+        modalities=[source.modality for source in config.data.sources.values()],
+        image_token_id=config.model.image_token_id,
+        image_side=config.model.image_side,
+        pad_color=config.model.pad_color,
+        decode=config.data.decode,
+    )
+    cost = work_cost(config)
+
+    def mine() -> Iterator[tuple[StepPlan, tuple[MicroBatchPlan, ...]]]:
+        for step in data.plan.steps(dict(cursor) if cursor is not None else None):
+            if step.step >= config.optim.steps:
+                return
+            yield (
+                step,
+                assign(step, world=world, micro=config.data.batch.micro, rank=rank, cost=cost),
+            )
+
+    return StepLoader(
+        mine(),
+        dataset=dataset,
+        workers=config.data.loader.workers,
+        prefetch_steps=config.data.loader.prefetch_steps,
+    )
+
+
+def work_cost(config: RunConfig) -> WorkCost:
+    """Operations of one token, one squared token and one image for this model and stage."""
+    shape, trained = model_shape(config.model), set(config.stage.trainable)
+
+    def language(**work: int) -> float:
+        nothing = {"images": 0, "tokens": 0, "targets": 0, "sum_squared_document_tokens": 0}
+        return count_flops(shape, trained=trained, work=Work(**{**nothing, **work})).total
+
+    return WorkCost(
+        token=language(tokens=1),
+        token_squared=language(sum_squared_document_tokens=1),
+        image=language(images=1),
+    )
+
+
+def sources_to_prepare(config: RunConfig) -> dict[str, SourceConfig]:
+    """The mix's and the held-out sources under names that cannot collide."""
+    held_out = {f"held_out_{name}": source for name, source in config.data.held_out.items()}
+    return {**config.data.sources, **held_out}
+
+
+def tokenizer_directory(config: RunConfig) -> Path:
+    """Where the tokenizer's files lie (``open_tokenizer`` has checked that there are some)."""
+    return Path(config.model.tokenizer or config.model.weights.language or "")

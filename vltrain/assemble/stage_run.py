@@ -1,0 +1,220 @@
+"""One stage of training, ready to run: the loop with its hooks tied to files, checkpoints and
+proofs.
+
+In: assembled objects. Out: the trained stage, its checkpoints, and summary.json, which says what
+trained and proves by per-tensor digest that what is frozen did not change.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import xxhash
+
+from vltrain import distributed
+from vltrain.assemble.datapath import DataPath, step_loader
+from vltrain.assemble.frozen import FrozenDigests, frozen_digests, refuse_changed, summarise
+from vltrain.assemble.identity import Identity
+from vltrain.assemble.recording import Recording
+from vltrain.batch import Fault, StepPlan
+from vltrain.checkpoint.manifest import Manifest, ParamRecord, PartRecord, versions
+from vltrain.checkpoint.store import Checkpoint, CheckpointStore
+from vltrain.data.faults import FaultBudget
+from vltrain.engine.engine import Engine
+from vltrain.metrics.summary import write_summary
+from vltrain.models.build import BuiltModel
+from vltrain.models.trainable import describe, part_of
+from vltrain.optim.schedules import learning_rate
+from vltrain.runconfig import RunConfig, to_yaml
+from vltrain.train.counters import Counters
+from vltrain.train.loop import Hooks, Progress, Trainer
+
+log = logging.getLogger(__name__)
+
+
+class Training:
+    """A stage ready to run. Built by ``assemble_training``."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        data: DataPath,
+        built: BuiltModel,
+        engine: Engine,
+        store: CheckpointStore,
+        recording: Recording,
+        identity: Identity,
+        records: Mapping[str, PartRecord],
+        digests: Mapping[str, Mapping[str, str]],
+        params: Mapping[str, ParamRecord],
+        resumed: Checkpoint | None,
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.built = built
+        self.engine = engine
+        self._store = store
+        self._recording = recording
+        self._identity = identity
+        self._records = dict(records)
+        self._digests = digests
+        self._params = dict(params)
+        self.progress = _progress(resumed)
+        self._budget = FaultBudget(
+            config.data.faults,
+            ledger=config.run_dir / "ledger.jsonl",
+            state=resumed.manifest.counters["faults"] if resumed is not None else None,
+        )
+        self._before = frozen_digests(engine, built)
+        self._counts = describe([engine.module, built.frozen])
+
+    def run(self) -> Progress:
+        """Train to the end of the stage, then prove that what is frozen did not change."""
+        self._say_what_trains()
+        try:
+            if self.progress.step < self.config.optim.steps:
+                self.progress = self._trainer().run()
+            else:
+                log.info("stage already finished at step %d", self.progress.step)
+            after = frozen_digests(self.engine, self.built)
+            refuse_changed(self._before, after)
+            self._summarise(after)
+            log.info(
+                "frozen: %d tensors bit-identical to the start (per-tensor xxh3-128)",
+                len(after.tensors),
+            )
+        finally:
+            self._recording.close()
+        return self.progress
+
+    def _trainer(self) -> Trainer:
+        config = self.config
+        loader = step_loader(
+            config,
+            self.data,
+            cursor=self.progress.cursor,
+            rank=distributed.rank(),
+            world=distributed.world_size(),
+        )
+        hooks = Hooks(
+            row=self._recording.row,
+            faults=self._count_faults,
+            save=self._save,
+            learning_rates=self._learning_rates,
+        )
+        return Trainer(
+            stage=config.stage.name,
+            unit=config.data.mixture.unit,
+            engine=self.engine,
+            towers=self.built.frozen,
+            loader=loader,
+            hooks=hooks,
+            progress=self.progress,
+            steps=config.optim.steps,
+            save_every=config.checkpoint.every_steps,
+        )
+
+    def _learning_rates(self, step: int) -> dict[str, float]:
+        return {
+            part: learning_rate(step, config=self.config.optim, part=part)
+            for part in self.engine.parts
+        }
+
+    def _count_faults(self, plan: StepPlan, faults: tuple[Fault, ...]) -> None:
+        """On every rank, with the same gathered faults, so that all stop together."""
+        names = list(self.config.data.sources)
+        read = Counter(names[piece.source] for pack in plan.packs for piece in pack.pieces)
+        self._recording.faults(plan.step + 1, faults)
+        self._budget.count(read=read, faults=faults)
+
+    def _save(self, progress: Progress) -> None:
+        self._recording.sync()
+        directory = self._store.save(
+            self._manifest(progress),
+            self.engine.export_fragments(
+                frozen=lambda name: part_of(name) in self.config.stage.trainable
+            ),
+            tensor_digests=self._digests,
+        )
+        log.info("checkpoint of step %d in %s", progress.step, directory)
+
+    def _manifest(self, progress: Progress) -> Manifest:
+        config = self.config
+        encoder = self.data.encoder
+        return Manifest(
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            step=progress.step,
+            finished=progress.step >= config.optim.steps,
+            stage={
+                "number": config.stage.number,
+                "name": config.stage.name,
+                "trainable": list(config.stage.trainable),
+            },
+            run={
+                "name": config.run.name,
+                "dir": str(config.run_dir),
+                "wandb_id": self._recording.wandb_id,
+            },
+            config_digest=xxhash.xxh3_128_hexdigest(to_yaml(config).encode()),
+            model_digest=self._identity.model,
+            tokenizer_digest=self._identity.tokenizer,
+            image_token_id=config.model.image_token_id,
+            geometry=encoder.geometry.digest_fields(),
+            recipe_digest=self._identity.recipe,
+            seed=config.run.seed,
+            cursor=progress.cursor,
+            chain_head=progress.chain,
+            counters={"sums": progress.counters.to_json(), "faults": self._budget.state()},
+            parts=self._records,
+            params=self._params,
+            world={"size": distributed.world_size(), "zero_stage": config.engine.zero_stage},
+            versions=versions(),
+        )
+
+    def _say_what_trains(self) -> None:
+        for count in self._counts:
+            log.info(
+                "%-8s %13s parameters, %13s train",
+                count.part,
+                f"{count.parameters:,}",
+                f"{count.trainable:,}",
+            )
+        log.info("trains: %s", ", ".join(_grouped(self.built.trainable)))
+        self._summarise(None)
+
+    def _summarise(self, after: FrozenDigests | None) -> None:
+        if distributed.is_first():
+            summary = summarise(
+                number=self.config.stage.number,
+                name=self.config.stage.name,
+                steps=self.progress.step,
+                init_from=self.config.init_from or "published weights",
+                counts=self._counts,
+                trainable=self.built.trainable,
+                before=self._before,
+                after=after,
+            )
+            write_summary(self.config.run_dir, summary=summary)
+
+
+def _progress(resumed: Checkpoint | None) -> Progress:
+    """Where the run goes on."""
+    if resumed is None:
+        return Progress()
+    manifest = resumed.manifest
+    return Progress(
+        step=manifest.step,
+        cursor=manifest.cursor,
+        chain=manifest.chain_head,
+        counters=Counters.from_json(manifest.counters["sums"]),
+    )
+
+
+def _grouped(names: Sequence[str]) -> list[str]:
+    """Tensor names by their first two words, with counts: what a person can read at a glance."""
+    counted = Counter(".".join(name.split(".")[:2]) for name in names)
+    return [f"{group} ({count} tensors)" for group, count in counted.items()]

@@ -1,0 +1,191 @@
+"""One stage of training, assembled: the table of contents of a run.
+
+In: a checked config and the stage numbers that it may start from. Out: a ``Training`` whose
+``run()`` trains the stage to its end. Everything that must fail fails here, before the first step:
+data, weights, contract, resume.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+
+from vltrain import distributed
+from vltrain.assemble.datapath import DataPath, open_data
+from vltrain.assemble.identity import Identity, model_digest
+from vltrain.assemble.recording import Recording, show_masked_examples
+from vltrain.assemble.stage_run import Training
+from vltrain.assemble.weights import load_parts, masters_of
+from vltrain.checkpoint.handoff import Expected, HandOff, continue_from, hand_off
+from vltrain.checkpoint.manifest import ParamRecord
+from vltrain.checkpoint.reader import check_fits
+from vltrain.checkpoint.store import Checkpoint, CheckpointStore
+from vltrain.data.assign import micro_batches_per_rank
+from vltrain.engine.config import Dtype
+from vltrain.engine.engine import Engine, build_engine
+from vltrain.engine.render import parameter_dtype
+from vltrain.engine.start import start
+from vltrain.errors import CheckpointError, DataError
+from vltrain.logs import setup_logging
+from vltrain.models.build import BuiltModel, build_model
+from vltrain.models.trainable import part_of, parts_of
+from vltrain.optim.groups import parameter_groups
+from vltrain.runconfig import Resume, RunConfig
+
+log = logging.getLogger(__name__)
+
+
+def assemble_training(config: RunConfig, *, predecessors: Collection[int]) -> Training:
+    """Build a stage of training, or raise what is wrong with it. ``predecessors``: stage numbers
+    that it may start from (0: published weights)."""
+    setup_logging(rank=int(os.environ.get("RANK", "0")))
+    device = start(config.engine)
+    if distributed.is_first():
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+    distributed.barrier()
+    store = CheckpointStore(config.run_dir / "checkpoints", config=config.checkpoint)
+    resumed = _resumed(config, store)
+    data = _open_data(config)
+    identity = Identity(
+        recipe=data.recipe.digest,
+        model=model_digest(config.model),
+        tokenizer=data.encoder.tokenizer.digest,
+    )
+    if resumed is not None:
+        identity.refuse_other(resumed.manifest, stage=config.stage.number)
+    origins = _origins(config, data, identity, resumed=resumed, predecessors=predecessors)
+    built = build_model(
+        config.model,
+        trainable=config.stage.trainable,
+        freeze=config.stage.freeze,
+        dtype=getattr(torch, parameter_dtype(config.engine)),
+        frozen_dtype=torch.bfloat16 if config.engine.dtype is Dtype.bf16 else torch.float32,
+        device=device,
+        seed=config.run.seed,
+    )
+    records, digests = load_parts(built, origins, trainable=config.stage.trainable)
+    if resumed is not None:
+        # What a trained part began with is the first start's to say, not this one's.
+        records |= {p: r for p, r in resumed.manifest.parts.items() if r.trained}
+        shapes = {n: tuple(p.shape) for n, p in built.named_parameters() if p.requires_grad}
+        check_fits(resumed.directory, resumed.manifest, trainable=shapes)
+    params = _params(config, built)
+    engine = _engine(config, built, device)
+    _restore(engine, origins, resumed)
+    show_masked_examples(config, data)
+    return Training(
+        config,
+        data=data,
+        built=built,
+        engine=engine,
+        store=store,
+        recording=Recording(config, resumed=resumed),
+        identity=identity,
+        records=records,
+        digests=digests,
+        params=params,
+        resumed=resumed,
+    )
+
+
+def _resumed(config: RunConfig, store: CheckpointStore) -> Checkpoint | None:
+    """The checkpoint that the run goes on from, as ``resume`` asks."""
+    newest = store.newest()
+    if config.resume is Resume.required and newest is None:
+        raise CheckpointError(
+            f"resume=required, and {store.directory} has no checkpoint. Check run.name and "
+            "run.root, or "
+            "use resume=auto to start anew"
+        )
+    if config.resume is Resume.never and newest is not None:
+        raise CheckpointError(
+            f"resume=never, and {config.run_dir} already has a checkpoint of step "
+            f"{newest.manifest.step}. Give another run.name, or use resume=auto to continue it"
+        )
+    if newest is not None:
+        log.info("resuming from %s", newest.directory)
+    return newest
+
+
+def _open_data(config: RunConfig) -> DataPath:
+    """As ``open_data``; every rank opens the same catalogs, so the first may speak for all."""
+    try:
+        return open_data(config)
+    except DataError as error:
+        error.on_all_ranks = True
+        raise
+
+
+def _origins(
+    config: RunConfig,
+    data: DataPath,
+    identity: Identity,
+    *,
+    resumed: Checkpoint | None,
+    predecessors: Collection[int],
+) -> HandOff:
+    parts = parts_of(config.model)
+    given = config.model.weights
+    weights = {
+        "sam": given.sam,
+        "siglip": given.siglip,
+        "adaptor": given.adaptor,
+        "language": given.language,
+    }
+    weights = {part: weights[part] for part in parts}
+    if resumed is not None:
+        return continue_from(resumed, weights=weights, parts=parts)
+    return hand_off(
+        Path(config.init_from) if config.init_from is not None else None,
+        weights=weights,
+        parts=parts,
+        predecessors=predecessors,
+        expected=Expected(
+            tokenizer_digest=identity.tokenizer,
+            image_token_id=config.model.image_token_id,
+            geometry=data.encoder.geometry.digest_fields(),
+            model_digest=identity.model,
+        ),
+    )
+
+
+def _params(config: RunConfig, built: BuiltModel) -> dict[str, ParamRecord]:
+    """Every parameter that a checkpoint holds; taken before the engine may partition them."""
+    return {
+        name: ParamRecord(
+            shape=tuple(parameter.shape),
+            dtype="float32" if parameter.requires_grad else str(parameter.dtype).split(".")[-1],
+            part=part_of(name),
+        )
+        for name, parameter in built.module.named_parameters()
+        if part_of(name) in config.stage.trainable
+    }
+
+
+def _engine(config: RunConfig, built: BuiltModel, device: torch.device) -> Engine:
+    groups = parameter_groups(built.module.named_parameters(), part_of=part_of, config=config.optim)
+    batch = config.data.batch
+    return build_engine(
+        built.module,
+        groups=groups,
+        config=config.engine,
+        clip_norm=config.optim.clip_norm,
+        micro_batch_size=batch.micro,
+        micro_batches_per_step=micro_batches_per_rank(
+            batch.sequences, world=distributed.world_size(), micro=batch.micro
+        ),
+        device=device,
+    )
+
+
+def _restore(engine: Engine, origins: HandOff, resumed: Checkpoint | None) -> None:
+    """Masters, moments and count of a resumed run; masters alone from the stage before."""
+    if resumed is not None:
+        skipped = resumed.manifest.counters["sums"]["skipped_steps"]
+        engine.import_state(resumed.reader(), updates=resumed.manifest.step - skipped)
+    elif (masters := masters_of(origins)) is not None:
+        engine.import_state(masters, updates=None)

@@ -1,0 +1,126 @@
+"""Weights into the built model, from wherever each part's come, with a digest of what it began
+with.
+
+In: a built model and the hand-off. Out: every part filled, and a ``PartRecord`` of each for the
+manifest. A part comes from a published directory, from the predecessor's checkpoint, or from the
+seed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+
+import torch
+
+from vltrain import distributed
+from vltrain.checkpoint.handoff import HandOff, OriginKind
+from vltrain.checkpoint.manifest import PartRecord
+from vltrain.engine.fragments import FragmentKind, Read
+from vltrain.errors import ConfigError
+from vltrain.models.build import BuiltModel
+from vltrain.models.config import ModelConfig
+from vltrain.models.trainable import part_of
+from vltrain.models.weights import (
+    load_weights,
+    part_digest,
+    published_digests,
+    tensor_digests,
+)
+
+log = logging.getLogger(__name__)
+
+
+def load_parts(
+    built: BuiltModel, origins: HandOff, *, trainable: Collection[str]
+) -> tuple[dict[str, PartRecord], dict[str, dict[str, str]]]:
+    """Fill ``built``; return each part's record and the tensor digests of the frozen ones.
+
+    Raises WeightsError where a directory does not fit, ContractError where weights are not those
+    that a predecessor recorded, ConfigError where a part would stay at random values unasked.
+    """
+    refuse_unasked_random(built.config, origins)
+    published = {
+        part: origin.path
+        for part, origin in origins.parts.items()
+        if origin.kind is OriginKind.published and origin.path is not None
+    }
+    load_weights(built, directories=published)
+    for part, origin in origins.parts.items():
+        if origin.kind is OriginKind.checkpoint:
+            state = built.part_state(part)
+            for name, tensor in origins.part_state(part):
+                state[name].copy_(tensor)
+    records: dict[str, PartRecord] = {}
+    digests: dict[str, dict[str, str]] = {}
+    for part, origin in origins.parts.items():
+        found = _digests(built, part, origins)
+        origins.check_digest(part, found=part_digest(found))
+        if part not in trainable:
+            digests[part] = found
+        records[part] = PartRecord(
+            trained=part in trainable,
+            path=str(origin.path) if origin.path is not None else None,
+            digest=part_digest(found),
+        )
+        log.info("%s: %s", part, _said(origin.kind, records[part]))
+    return records, digests
+
+
+def refuse_unasked_random(config: ModelConfig, origins: HandOff) -> None:
+    """Only the adaptor is new by design. Anything else without weights is nearly always a forgotten
+    path, whether it trains or not."""
+    if config.weights.allow_random:
+        return
+    random = [
+        part
+        for part, origin in origins.parts.items()
+        if origin.kind is OriginKind.fresh and part != "adaptor"
+    ]
+    if random:
+        settings = " ".join(f"model.weights.{part}=DIRECTORY" for part in random)
+        raise ConfigError(
+            f"no weights are given for {', '.join(random)}. Start from a finished run of the stage "
+            f"before with init_from=runs/NAME, or from published weights with {settings}; "
+            "model.weights.allow_random=true if random values are meant"
+        )
+
+
+def masters_of(origins: HandOff) -> Read | None:
+    """Reader of the fp32 masters that the predecessor's checkpoint holds, None where it holds none.
+
+    The module's own copy of them may be in bf16; the masters must not pass through it.
+    """
+    inside = {p for p, origin in origins.parts.items() if origin.kind is OriginKind.checkpoint}
+    if origins.predecessor is None or not inside:
+        return None
+    reader = origins.predecessor.reader()
+    params = origins.predecessor.manifest.params
+
+    def read(name: str, kind: FragmentKind, offset: int, count: int) -> torch.Tensor | None:
+        if part_of(name) not in inside or name not in params:
+            return None
+        return reader(name, kind, offset, count)
+
+    return read
+
+
+def _digests(built: BuiltModel, part: str, origins: HandOff) -> dict[str, str]:
+    """Tensor digests of what the part began with: of the files where it is published (whatever type
+    the run casts them to), of the tensors themselves otherwise. The first rank reads."""
+    origin = origins.parts[part]
+    found: Mapping[str, str] | None = None
+    if distributed.is_first():
+        if origin.kind is OriginKind.published and origin.path is not None:
+            found = published_digests(built.config, part=part, directory=origin.path)
+        elif origin.kind is OriginKind.checkpoint:
+            found = tensor_digests(origins.part_state(part))
+        else:
+            found = tensor_digests(built.part_state(part).items())
+    return dict(distributed.broadcast_object(found))
+
+
+def _said(kind: OriginKind, record: PartRecord) -> str:
+    what = "trains" if record.trained else "frozen"
+    where = "fresh, from the seed" if kind is OriginKind.fresh else f"from {record.path}"
+    return f"{what}, {where} (digest {record.digest})"

@@ -1,0 +1,244 @@
+"""The checkpoints of one run: written aside, made real by a rename, thinned out, found again.
+
+In: a manifest and each rank's fragments. Out: ``<run>/checkpoints/step-N/``. A save that dies at
+any moment leaves either the new checkpoint complete or nothing that is taken for one: files are
+written into a hidden folder and synced, the manifest goes in last, and one rename makes the
+checkpoint. Needs a file system that all processes see. Cost: each rank writes its own share once,
+reads it back once for the digest, and two small exchanges.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+import shutil
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from vltrain import distributed
+from vltrain.checkpoint.config import CheckpointConfig
+from vltrain.checkpoint.manifest import (
+    FRAGMENTS,
+    MANIFEST,
+    FileRecord,
+    FragmentRecord,
+    Manifest,
+    damaged_files,
+    fragments_to_json,
+    read_manifest,
+    to_json,
+    versions,
+)
+from vltrain.checkpoint.reader import FragmentReader
+from vltrain.checkpoint.writer import FragmentWriter, sync, write_text
+from vltrain.engine.fragments import Fragment
+from vltrain.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A complete checkpoint."""
+
+    directory: Path
+    manifest: Manifest
+
+    def reader(self) -> FragmentReader:
+        return FragmentReader(self.directory, self.manifest)
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """One checkpoint directory, sizes checked. Raises CheckpointError."""
+    return Checkpoint(directory=directory, manifest=read_manifest(directory))
+
+
+def verify(checkpoint: Checkpoint) -> list[str]:
+    """Damaged files, the same list on every rank; the ranks share the reading (collective)."""
+    mine = damaged_files(
+        checkpoint.directory,
+        checkpoint.manifest,
+        share=distributed.rank(),
+        shares=distributed.world_size(),
+    )
+    return sorted(name for names in distributed.gather_objects(mine) for name in names)
+
+
+class CheckpointStore:
+    """The checkpoints under one directory. Every method is called by every rank."""
+
+    def __init__(self, directory: Path, *, config: CheckpointConfig) -> None:
+        self.directory = directory
+        self._config = config
+
+    def steps(self) -> list[int]:
+        """Steps that have a directory of their own (complete or damaged), rising."""
+        if not self.directory.is_dir():
+            return []
+        found = [_STEP.fullmatch(p.name) for p in self.directory.iterdir() if p.is_dir()]
+        return sorted(int(m.group(1)) for m in found if m)
+
+    def path(self, step: int) -> Path:
+        return self.directory / f"step-{step:08d}"
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint whose every file has its digest, None where there is no directory
+        at all (collective). A damaged one is named in a warning and the one before is taken.
+
+        Raises CheckpointError where there are checkpoints and every one is damaged: to start from
+        nothing in their place is not ours to decide.
+        """
+        steps = distributed.broadcast_object(self.steps())
+        for step in reversed(steps):
+            problem = self._problem(step)
+            if problem is None:
+                return open_checkpoint(self.path(step))
+            if distributed.is_first():
+                log.warning("Checkpoint of step %d is passed over: %s", step, problem)
+        if steps:
+            raise CheckpointError(
+                f"All {len(steps)} checkpoints in {self.directory} are damaged (steps {steps}). "
+                "Restore one from a copy, or move the directory away to start anew."
+            )
+        return None
+
+    def _problem(self, step: int) -> str | None:
+        """Why a checkpoint cannot be used, agreed on by all ranks."""
+        try:
+            checkpoint, mine = open_checkpoint(self.path(step)), None
+        except CheckpointError as error:
+            checkpoint, mine = None, str(error)
+        problems = [p for p in distributed.gather_objects(mine) if p is not None]
+        if problems or checkpoint is None:
+            return problems[0]
+        damaged = verify(checkpoint)
+        return f"bytes of {', '.join(damaged)} are not as written." if damaged else None
+
+    def save(
+        self,
+        manifest: Manifest,
+        fragments: Iterable[Fragment],
+        *,
+        tensor_digests: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> Path:
+        """Write a checkpoint (collective) and thin out the older ones; returns its directory.
+
+        fragments: this rank's, consumed one by one. tensor_digests: per part, the digest of each
+        tensor of its base weights. Raises CheckpointError on every rank where any could not write.
+        """
+        aside = self.directory / f".saving-{self.path(manifest.step).name}"
+        if distributed.is_first():
+            self._make_aside(aside)
+        distributed.barrier()
+        rows, files, problem = self._write_own(aside, fragments)
+        gathered = distributed.gather_objects((rows, files, problem))
+        problems = [p for _, _, p in gathered if p is not None]
+        if not problems and distributed.is_first():
+            problems = self._complete(
+                aside, manifest, gathered, tensor_digests=tensor_digests or {}
+            )
+        problems = distributed.broadcast_object(problems)
+        if problems:
+            if distributed.is_first():
+                shutil.rmtree(aside, ignore_errors=True)
+            raise CheckpointError(
+                f"The checkpoint of step {manifest.step} could not be written to {self.directory}: "
+                f"{'; '.join(problems)}. Older checkpoints are as they were."
+            )
+        if distributed.is_first():
+            self._thin_out(newest=manifest.step)
+        return self.path(manifest.step)
+
+    def _make_aside(self, aside: Path) -> None:
+        """An empty hidden folder; what earlier, interrupted saves and removals left goes. A folder
+        that cannot be made is reported by every rank that then does not see it."""
+        for pattern in (".saving-*", ".removing-*"):
+            for left in self.directory.glob(pattern):
+                shutil.rmtree(left, ignore_errors=True)
+        try:
+            aside.mkdir(parents=True)
+        except OSError as error:
+            log.warning("%s cannot be made: %s", aside, error)
+
+    def _write_own(
+        self, aside: Path, fragments: Iterable[Fragment]
+    ) -> tuple[list[FragmentRecord], list[FileRecord], str | None]:
+        if not aside.is_dir():
+            problem = (
+                f"rank {distributed.rank()} on {socket.gethostname()} does not see {aside}: the "
+                "run "
+                "directory must be writable and on a file system that every node shares"
+            )
+            return [], [], problem
+        try:
+            writer = FragmentWriter(aside)
+            for fragment in fragments:
+                writer.add(fragment)
+            return writer.rows, writer.finish(), None
+        except (OSError, SafetensorError) as error:
+            return [], [], f"rank {distributed.rank()}: {error}"
+
+    def _complete(
+        self,
+        aside: Path,
+        manifest: Manifest,
+        gathered: list[tuple[list[FragmentRecord], list[FileRecord], str | None]],
+        *,
+        tensor_digests: Mapping[str, Mapping[str, str]],
+    ) -> list[str]:
+        """Rank 0's part: side files, manifest, rename. Returns what went wrong."""
+        try:
+            parts = dict(manifest.parts)
+            files = [f for _, own, _ in gathered for f in own]
+            for part, digests in tensor_digests.items():
+                name = f"digests-{part}.json"
+                files.append(write_text(aside / name, json.dumps(digests)))
+                parts[part] = dataclasses.replace(parts[part], tensors=name)
+            manifest = dataclasses.replace(
+                manifest,
+                fragments=tuple(r for own, _, _ in gathered for r in own),
+                parts=parts,
+                versions=manifest.versions or versions(),
+            )
+            files.append(write_text(aside / FRAGMENTS, fragments_to_json(manifest)))
+            manifest = dataclasses.replace(manifest, files=tuple(files))
+            write_text(aside / MANIFEST, to_json(manifest))
+            sync(aside)
+            self._rename(aside, self.path(manifest.step))
+        except OSError as error:
+            return [f"rank 0: {error}"]
+        return []
+
+    def _rename(self, aside: Path, final: Path) -> None:
+        """Make the checkpoint real; one of the same step (damaged, or written again) makes way."""
+        doomed = final.with_name(f".removing-{final.name}")
+        if final.exists():
+            final.rename(doomed)
+        aside.rename(final)
+        sync(self.directory)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def _thin_out(self, *, newest: int) -> None:
+        """Keep the last ``keep_last`` up to ``newest`` and the multiples of
+        ``keep_every_steps``."""
+        older = [step for step in self.steps() if step <= newest]
+        every = self._config.keep_every_steps
+        keep = set(older[-max(1, self._config.keep_last) :])
+        keep |= {step for step in older if every and step % every == 0}
+        for step in older:
+            if step not in keep:
+                # Rename first: a removal cut short leaves nothing that looks like a checkpoint.
+                doomed = self.directory / f".removing-{self.path(step).name}"
+                try:
+                    self.path(step).rename(doomed)
+                except OSError as error:
+                    log.warning("The old checkpoint of step %d stays: %s", step, error)
+                shutil.rmtree(doomed, ignore_errors=True)

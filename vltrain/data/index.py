@@ -1,0 +1,250 @@
+"""The index of a shard: where every member of every sample lies, image sizes, digests.
+
+In: a plain webdataset tar. Out: one column file per shard, one row per sample. Building costs one
+pass over the shard (headers, image headers, xxh3 of everything); opening costs one stat and one
+mmap. Samples are grouped as webdataset groups them: neighbouring members of one key. Nothing here
+knows what a record means; ``records`` does.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from vltrain.data.columns import ColumnFile, read_columns, read_facts, write_columns
+from vltrain.data.layout import (
+    INDEX_SCHEMA,
+    PREPARE_COMMAND,
+    index_path,
+    is_image_extension,
+    is_meta_member,
+    split_member,
+)
+from vltrain.data.tarscan import Bytes, TarMember, scan_tar
+from vltrain.errors import DataError, RecordFault
+from vltrain.processing.images import probe_size
+
+_MEMBER = pa.struct(
+    [
+        ("extension", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("reason", pa.string()),  # why an image member cannot be used; empty when it can
+        ("detail", pa.string()),
+    ]
+)
+
+
+class Member(NamedTuple):
+    """A member of a sample (a tuple: a frozen dataclass takes three times as long to make).
+    ``offset`` and ``size`` in bytes of the shard; width and height in pixels, 0 where it is no
+    image or none that can be read (then ``reason`` and ``detail`` say why)."""
+
+    extension: str
+    offset: int
+    size: int
+    width: int = 0
+    height: int = 0
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexFacts:
+    """What the catalog keeps of a shard. ``ignored``: members without key or extension, which
+    webdataset skips too. ``unreadable``: image members whose header cannot be read."""
+
+    schema: int
+    bytes: int
+    mtime_ns: int
+    xxh3_128: str
+    samples: int
+    members: int
+    ignored: int
+    unreadable: int
+
+
+class ShardIndex:
+    """An opened index. Rows are samples in shard order."""
+
+    def __init__(self, columns: ColumnFile) -> None:
+        self.facts = IndexFacts(**columns.facts)
+        self._keys = columns.array("key")
+        lists = columns.array("members")
+        fields = lists.values
+        self._bounds: np.ndarray = lists.offsets.to_numpy(zero_copy_only=True)
+        self._names = [fields.field(name) for name in ("extension", "reason", "detail")]
+        numbers = ("offset", "size", "width", "height")
+        self._numbers = [fields.field(name).to_numpy(zero_copy_only=True) for name in numbers]
+        self.key_digests: np.ndarray = columns.numbers("key_digest")
+        self.content_digests: np.ndarray = columns.numbers("content_digest")
+
+    def __len__(self) -> int:
+        return self.facts.samples
+
+    def key(self, row: int) -> str:
+        return self._keys[row].as_py()
+
+    def members(self, row: int) -> tuple[Member, ...]:
+        """The members of a sample, in shard order."""
+        extension, reason, detail = self._names
+        offset, size, width, height = self._numbers
+        return tuple(
+            Member(
+                extension[i].as_py(),
+                int(offset[i]),
+                int(size[i]),
+                int(width[i]),
+                int(height[i]),
+                reason[i].as_py(),
+                detail[i].as_py(),
+            )
+            for i in range(int(self._bounds[row]), int(self._bounds[row + 1]))
+        )
+
+
+def is_fresh(facts: dict[str, Any] | None, shard: Path) -> bool:
+    """Whether index facts still describe the shard (schema, size and modification time)."""
+    if facts is None or facts.get("schema") != INDEX_SCHEMA:
+        return False
+    stat = shard.stat()
+    return facts["bytes"] == stat.st_size and facts["mtime_ns"] == stat.st_mtime_ns
+
+
+def open_index(shard: Path, *, index_dir: str | None, source: str) -> ShardIndex:
+    """Open the index of a shard. Raises DataError when it is absent, of another schema or
+    stale."""
+    path = index_path(shard, index_dir)
+    facts = read_facts(path)
+    check_index(facts, shard, source=source, path=path)
+    return ShardIndex(read_columns(path))
+
+
+def check_index(
+    facts: dict[str, Any] | None, shard: Path, *, source: str, path: Path
+) -> dict[str, Any]:
+    """The facts found at ``path``. Raises DataError unless they describe the shard as it is
+    now."""
+    if facts is None:
+        raise DataError(
+            f"source {source!r}: {shard} has no index (looked for it in {path}); run: "
+            f"{PREPARE_COMMAND}"
+        )
+    if facts.get("schema") != INDEX_SCHEMA:
+        raise DataError(
+            f"source {source!r}: the index {path} has schema {facts.get('schema')}, this version "
+            f"reads {INDEX_SCHEMA}; run: {PREPARE_COMMAND}"
+        )
+    if not shard.is_file():
+        raise DataError(
+            f"source {source!r}: shard {shard} is gone; put it back or correct the source's path"
+        )
+    if not is_fresh(facts, shard):
+        stat = shard.stat()
+        raise DataError(
+            f"source {source!r}: the index of {shard} is stale: the shard has {stat.st_size} "
+            f"bytes and mtime {stat.st_mtime_ns}, the index was made for {facts['bytes']} bytes "
+            f"and mtime {facts['mtime_ns']}; run: {PREPARE_COMMAND}"
+        )
+    return facts
+
+
+def build_index(shard: Path, *, index_dir: str | None) -> IndexFacts:
+    """Index a shard and write the index. Raises DataError for anything that is not a whole, plain
+    tar with at least one sample."""
+    stat = shard.stat()
+    if stat.st_size == 0:
+        raise DataError(f"{shard} is empty (0 bytes); copy or write this shard again")
+    with shard.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as data:
+        columns, ignored, unreadable = _index_columns(data, shard)
+        digest = xxhash.xxh3_128_hexdigest(data)
+    samples = len(columns["key"])
+    if samples == 0:
+        raise DataError(
+            f"{shard} is an empty tar: it holds no samples ({ignored} members without a key and "
+            f"an extension); remove it or write it again"
+        )
+    facts = IndexFacts(
+        schema=INDEX_SCHEMA,
+        bytes=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
+        xxh3_128=digest,
+        samples=samples,
+        members=sum(len(members) for members in columns["members"]),
+        ignored=ignored,
+        unreadable=unreadable,
+    )
+    arrays = {
+        "key": pa.array(columns["key"], pa.string()),
+        "key_digest": pa.array(columns["key_digest"], pa.uint64()),
+        "content_digest": pa.array(columns["content_digest"], pa.uint64()),
+        "members": _member_array(columns["members"]),
+    }
+    write_columns(index_path(shard, index_dir), arrays, facts=asdict(facts))
+    return facts
+
+
+def _index_columns(data: Bytes, shard: Path) -> tuple[dict[str, list[Any]], int, int]:
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("key", "key_digest", "content_digest", "members")
+    }
+    named = _Named(scan_tar(data, shard=shard))
+    unreadable = 0
+    for key, group in groupby(named, key=lambda item: item[0]):
+        members, digest = [], xxhash.xxh3_64()
+        for _, extension, member in group:
+            content = data[member.offset : member.offset + member.size]
+            digest.update(f"{extension}:{member.size}:".encode())
+            digest.update(content)
+            members.append(_member_row(extension, member, content))
+            unreadable += bool(members[-1].reason)
+        columns["key"].append(key)
+        columns["key_digest"].append(xxhash.xxh3_64_intdigest(key.encode()))
+        columns["content_digest"].append(digest.intdigest())
+        columns["members"].append(members)
+    return columns, named.ignored, unreadable
+
+
+class _Named:
+    """Members with their key and extension; counts those that have none."""
+
+    def __init__(self, members: Iterator[TarMember]) -> None:
+        self._members = members
+        self.ignored = 0
+
+    def __iter__(self) -> Iterator[tuple[str, str, TarMember]]:
+        for member in self._members:
+            parts = split_member(member.name)
+            if parts is None or is_meta_member(member.name):
+                self.ignored += 1
+            else:
+                yield *parts, member
+
+
+def _member_row(extension: str, member: TarMember, content: bytes) -> Member:
+    width, height, reason, detail = 0, 0, "", ""
+    if is_image_extension(extension):
+        try:
+            width, height = probe_size(content)
+        except RecordFault as fault:
+            reason, detail = fault.reason, fault.detail
+    return Member(extension, member.offset, member.size, width, height, reason, detail)
+
+
+def _member_array(rows: list[list[Member]]) -> pa.Array:
+    """list<struct>, built by column: by row it would cost a dict for every member."""
+    bounds = np.cumsum([0, *map(len, rows)]).astype(np.int32)
+    columns = list(zip(*(member for row in rows for member in row), strict=True))
+    arrays = [pa.array(column, kind.type) for column, kind in zip(columns, _MEMBER, strict=True)]
+    members = pa.StructArray.from_arrays(arrays, fields=list(_MEMBER))
+    return pa.ListArray.from_arrays(pa.array(bounds), members)

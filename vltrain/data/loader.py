@@ -1,0 +1,211 @@
+"""Planned steps in, micro-batches out, read and decoded by worker processes ahead of the trainer.
+
+The stock torch DataLoader does the work, with the plan itself as its sampler: an "index" is a
+MicroBatchPlan, so the order is the plan's whatever the number of workers. Workers are started by a
+fork server: forking this process beside initialised process groups and their threads can deadlock,
+and spawning imports everything once for each worker. The dataset is sent to the workers by pickle.
+
+A record that cannot be read or decoded leaves a hole and a fault. Anything else stops the run with
+the step, packs and keys that were being read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vltrain.batch import (
+    Example,
+    Fault,
+    MicroBatch,
+    MicroBatchPlan,
+    Modality,
+    Origin,
+    PieceRef,
+    StepPlan,
+)
+from vltrain.data.collate import ReadPiece, collate
+from vltrain.data.config import DecodeMode
+from vltrain.errors import DataError, RecordFault, VltrainError
+from vltrain.processing.images import decode_square
+
+
+class PieceReader(Protocol):
+    """Where pieces come from. Must be picklable where there are workers."""
+
+    def read_piece(self, source: int, piece: int) -> Example:
+        """The piece, with image bytes. Raises RecordFault for a bad record."""
+        ...
+
+    def origin(self, source: int, piece: int) -> Origin:
+        """Where the piece lies; must not fail for a planned piece."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadFailure:
+    """An error of ours on its way from a worker (as a value: raising it there would wrap it in a
+    traceback that hides the message)."""
+
+    message: str
+
+
+class MicroBatchDataset(Dataset):
+    """Map-style: a MicroBatchPlan is the index.
+
+    modalities: of each source, in recipe order. image_side in pixels; pad_color is RGB, 0 to 255.
+    """
+
+    def __init__(
+        self,
+        reader: PieceReader,
+        *,
+        modalities: Sequence[Modality],
+        image_token_id: int,
+        image_side: int,
+        pad_color: Sequence[int],
+        decode: DecodeMode,
+    ) -> None:
+        self._reader = reader
+        self._modalities = tuple(modalities)
+        self._image_token_id = image_token_id
+        self._image_side = image_side
+        self._pad_color = tuple(pad_color)
+        self._decode = decode
+
+    def __getitem__(self, plan: MicroBatchPlan) -> MicroBatch:
+        """Read, decode and collate. Raises DataError naming step, packs and sample."""
+        rows = [[self._read(ref) for ref in pack.pieces] for pack in plan.packs]
+        return collate(plan, rows, image_token_id=self._image_token_id, image_side=self._image_side)
+
+    def _read(self, ref: PieceRef) -> ReadPiece:
+        origin = self._reader.origin(ref.source, ref.piece)
+        modality = self._modalities[ref.source]
+        try:
+            example = self._reader.read_piece(ref.source, ref.piece)
+            squares = tuple(
+                decode_square(
+                    image.data,
+                    side=self._image_side,
+                    pad_color=self._pad_color,
+                    mode=self._decode.value,
+                )
+                for image in example.images
+            )
+        except RecordFault as error:
+            fault = Fault(origin=origin, reason=error.reason, detail=error.detail, action="hole")
+            return ReadPiece(ref=ref, origin=origin, modality=modality, example=None, fault=fault)
+        except Exception as error:
+            error.add_note(f"while reading {origin}")
+            raise
+        return ReadPiece(
+            ref=ref, origin=origin, modality=modality, example=example, squares=squares
+        )
+
+
+class StepLoader:
+    """Iterates (StepPlan, its micro-batches of this rank).
+
+    plan_steps is consumed lazily, at most ``prefetch_steps`` steps ahead of what is handed out
+    (rounded up to what keeps every worker busy). workers=0 reads in this process, nothing ahead.
+    Leaving the loop early stops the workers.
+    """
+
+    def __init__(
+        self,
+        plan_steps: Iterable[tuple[StepPlan, tuple[MicroBatchPlan, ...]]],
+        *,
+        dataset: MicroBatchDataset,
+        workers: int,
+        prefetch_steps: int,
+    ) -> None:
+        self._plan_steps = plan_steps
+        self._dataset = dataset
+        self._workers = workers
+        self._prefetch_steps = prefetch_steps
+
+    def __iter__(self) -> Iterator[tuple[StepPlan, list[MicroBatch]]]:
+        steps = iter(self._plan_steps)
+        first = next(steps, None)
+        if first is None:
+            return
+        pending: deque[tuple[StepPlan, int]] = deque()
+
+        def plans() -> Iterator[MicroBatchPlan]:
+            for step, micros in itertools.chain([first], steps):
+                assert micros, f"step {step.step} has no micro-batch on this rank"
+                pending.append((step, len(micros)))
+                yield from micros
+
+        loader = self._loader(plans(), micros_per_step=len(first[1]))
+        batches = iter(loader)
+        try:
+            while (batch := next(batches, None)) is not None:
+                step, count = pending.popleft()
+                micros = [_unwrapped(batch)]
+                micros += [_unwrapped(next(batches)) for _ in range(count - 1)]
+                yield step, micros
+        finally:
+            # Left to the garbage collector, workers would outlive an error for as long as anybody
+            # holds its traceback. The name is torch's own; without it, collection still ends them.
+            stop = getattr(batches, "_shutdown_workers", None)
+            if stop is not None:
+                stop()
+
+    def _loader(self, plans: Iterator[MicroBatchPlan], *, micros_per_step: int) -> DataLoader:
+        ahead: dict[str, Any] = {}
+        if self._workers:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["__main__", __name__])
+            batches_ahead = max(1, self._prefetch_steps) * micros_per_step
+            ahead = {
+                "multiprocessing_context": context,
+                "prefetch_factor": -(-batches_ahead // self._workers),
+            }
+        return DataLoader(
+            _Located(self._dataset),
+            batch_size=None,
+            sampler=plans,
+            num_workers=self._workers,
+            collate_fn=_unchanged,
+            generator=torch.Generator(),  # its seed draw must not move the global generator
+            **ahead,
+        )
+
+
+class _Located(Dataset):
+    """The dataset, its errors carrying what was being read."""
+
+    def __init__(self, dataset: MicroBatchDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, plan: MicroBatchPlan) -> MicroBatch | ReadFailure:
+        where = (
+            f"step {plan.step}, micro-batch {plan.micro}, "
+            f"packs {', '.join(str(pack.number) for pack in plan.packs)}"
+        )
+        try:
+            return self._dataset[plan]
+        except VltrainError as error:
+            notes = getattr(error, "__notes__", [])
+            return ReadFailure(message=f"{error} ({'; '.join([*notes, where])})")
+        except Exception as error:
+            error.add_note(f"in {where}")
+            raise
+
+
+def _unwrapped(batch: MicroBatch | ReadFailure) -> MicroBatch:
+    if isinstance(batch, ReadFailure):
+        raise DataError(batch.message)
+    return batch
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

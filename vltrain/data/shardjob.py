@@ -1,0 +1,124 @@
+"""One shard's part of preparing, and the processes that do it.
+
+In: jobs (a shard and the token tables that sources need of it) and encoders by digest. Out: the
+facts of its index and tables, as found or made. Costs one pass over a shard that is not fresh,
+some file opens for one that is.
+"""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from vltrain.data.columns import read_facts
+from vltrain.data.index import IndexFacts, ShardIndex, build_index, is_fresh, open_index
+from vltrain.data.layout import index_path, table_path
+from vltrain.data.sidecar import TableFacts, TableSpec, build_table, table_is_fresh
+from vltrain.errors import DataError
+from vltrain.processing.encode import Encoder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardJob:
+    """One shard, with every table that some source needs of it."""
+
+    shard: Path
+    index_dir: str | None
+    source: str
+    specs: tuple[TableSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardDone:
+    """What a job found or made; ``error`` is what is wrong with the shard as a whole."""
+
+    index: IndexFacts | None = None
+    tables: Mapping[str, TableFacts]
+    built: bool = False
+    error: str = ""
+
+
+def run_jobs(
+    jobs: dict[Path, ShardJob], encoders: dict[str, Encoder], *, workers: int
+) -> Iterator[tuple[Path, ShardDone]]:
+    """Results as they come."""
+    if workers == 0 or len(jobs) == 1:
+        for path, job in jobs.items():
+            yield path, _run(job, encoders)
+        return
+    pool = ProcessPoolExecutor(
+        max_workers=min(workers, len(jobs)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(encoders,),
+    )
+    try:
+        waiting = {pool.submit(_run_in_worker, job): path for path, job in jobs.items()}
+        for future in as_completed(waiting):
+            yield waiting[future], future.result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"a worker process of prepare was killed (out of memory?); run it again with fewer "
+            f"workers than {workers}: what is done is kept"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker_encoders: dict[str, Encoder] = {}
+
+
+def _start_worker(encoders: dict[str, Encoder]) -> None:
+    """Give a worker its encoders once: a tokenizer is megabytes, a job is not."""
+    _worker_encoders.update(encoders)
+
+
+def _run_in_worker(job: ShardJob) -> ShardDone:
+    return _run(job, _worker_encoders)
+
+
+def _run(job: ShardJob, encoders: Mapping[str, Encoder]) -> ShardDone:
+    """Bring a shard's index and tables up to date."""
+    try:
+        built = not is_fresh(read_facts(index_path(job.shard, job.index_dir)), job.shard)
+        if built:
+            build_index(job.shard, index_dir=job.index_dir)
+        index = open_index(job.shard, index_dir=job.index_dir, source=job.source)
+        tables, missing = {}, []
+        for spec in job.specs:
+            facts = read_facts(table_path(job.shard, job.index_dir, spec.key))
+            if facts is not None and table_is_fresh(facts, index.facts):
+                tables[spec.key] = TableFacts.from_json(facts)
+            else:
+                missing.append(spec)
+        if missing:
+            tables |= _build_tables(job, index, missing, encoders)
+    except DataError as error:
+        return ShardDone(tables={}, error=str(error))
+    return ShardDone(index=index.facts, tables=tables, built=built or bool(missing))
+
+
+def _build_tables(
+    job: ShardJob, index: ShardIndex, specs: list[TableSpec], encoders: Mapping[str, Encoder]
+) -> dict[str, TableFacts]:
+    with (
+        job.shard.open("rb") as stream,
+        mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as data,
+    ):
+        return {
+            spec.key: build_table(
+                job.shard,
+                index,
+                index_dir=job.index_dir,
+                source=job.source,
+                spec=spec,
+                encoder=encoders[spec.encoder],
+                read=lambda member: data[member.offset : member.offset + member.size],
+            )
+            for spec in specs
+        }

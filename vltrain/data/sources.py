@@ -1,0 +1,93 @@
+"""A source: its shards, checked against their indexes.
+
+In: a source's name and config. Out: a Source, whose shards all exist, are indexed and unchanged.
+Costs a folder listing, one catalog and one stat per shard; no shard is opened. A source that does
+not pass is refused here, before anything trains.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from vltrain.data.columns import read_catalog
+from vltrain.data.config import SourceConfig
+from vltrain.data.index import IndexFacts, ShardIndex, check_index, open_index
+from vltrain.data.layout import find_shards, index_folder
+from vltrain.data.records import check_fields
+
+_Opened = TypeVar("_Opened")
+OPEN_INDEXES = 256
+"""Opened indexes kept by a process and source (a map of the file each)."""
+
+
+class RecentlyUsed(Generic[_Opened]):
+    """Opens things by number and keeps the last ``capacity`` of them; nothing of it is
+    pickled."""
+
+    def __init__(
+        self,
+        opener: Callable[[int], _Opened],
+        *,
+        capacity: int,
+        closer: Callable[[_Opened], None] | None = None,
+    ) -> None:
+        self._opener, self._closer, self._capacity = opener, closer, capacity
+        self._kept: OrderedDict[int, _Opened] = OrderedDict()
+
+    def get(self, number: int) -> _Opened:
+        if number in self._kept:
+            self._kept.move_to_end(number)
+            return self._kept[number]
+        opened = self._opener(number)
+        self._kept[number] = opened
+        if len(self._kept) > self._capacity:
+            _, oldest = self._kept.popitem(last=False)
+            if self._closer is not None:
+                self._closer(oldest)
+        return opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": OrderedDict()}
+
+
+class Source:
+    """An opened source. ``shards`` are sorted; ``indexes`` are the facts of their indexes."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        config: SourceConfig,
+        shards: tuple[Path, ...],
+        indexes: tuple[IndexFacts, ...],
+    ) -> None:
+        self.name, self.config = name, config
+        self.shards, self.indexes = shards, indexes
+        self._opened = RecentlyUsed(self._open, capacity=OPEN_INDEXES)
+
+    def index(self, shard: int) -> ShardIndex:
+        """The index of shard number ``shard``, opened when first asked for."""
+        return self._opened.get(shard)
+
+    def _open(self, shard: int) -> ShardIndex:
+        return open_index(self.shards[shard], index_dir=self.config.index_dir, source=self.name)
+
+
+def open_source(name: str, config: SourceConfig) -> Source:
+    """Find and check the shards of a source. Raises DataError (no shards, no index, stale index)
+    and ConfigError (unknown field)."""
+    check_fields(name, kind=config.kind, fields=config.fields)
+    shards = tuple(find_shards(name, config.path))
+    catalogs: dict[Path, dict[str, Any]] = {}
+    facts = []
+    for shard in shards:
+        folder = index_folder(shard, config.index_dir)
+        if folder not in catalogs:
+            catalogs[folder] = (read_catalog(folder) or {}).get("shards", {})
+        found = catalogs[folder].get(shard.name)
+        found = check_index(found, shard, source=name, path=folder)
+        facts.append(IndexFacts(**found))
+    return Source(name, config=config, shards=shards, indexes=tuple(facts))

@@ -1,0 +1,87 @@
+"""The figures of all evaluations as one table, for the terminal and the report.
+
+In: points. Out: rows of words: one line a measure, one column a point; the figure with the
+picture blanked stands in brackets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vltrain.evaluate.charts import accuracy_bars
+from vltrain.evaluate.results import Accuracy, HeldOutLoss, Point, point_labels
+
+NONE = "-"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableRow:
+    """``cells``: one per point, in words. ``note``: how many were asked, what guessing gives."""
+
+    measure: str
+    cells: tuple[str, ...]
+    note: str
+
+
+def result_rows(points: Sequence[Point]) -> list[TableRow]:
+    """All measures: accuracies, then losses."""
+    rows = []
+    for bar in accuracy_bars(points):
+        by_point = dict(bar.figures)
+        last = bar.figures[-1][1]
+        chance = f", guessing {100 * last.chance:.0f}%" if last.chance is not None else ""
+        rows.append(
+            TableRow(
+                measure=f"{bar.label}, % right",
+                cells=tuple(accuracy_words(by_point.get(n)) for n in range(len(points))),
+                note=f"{last.asked} asked{chance}",
+            )
+        )
+    for source in dict.fromkeys(name for point in points for name in point.held_out):
+        found = [p.held_out.get(source) for p in points]
+        targets = next(f.targets for f in found if f is not None)
+        rows.append(
+            TableRow(
+                measure=f"{source}, loss",
+                cells=tuple(loss_words(f) for f in found),
+                note=f"{targets} targets",
+            )
+        )
+    return rows
+
+
+def accuracy_words(figure: Accuracy | None) -> str:
+    """``62.0 (23.0)``: with the picture, and blanked."""
+    if figure is None:
+        return NONE
+    words = f"{100 * figure.share:.1f}"
+    return words if figure.blank_share is None else f"{words} ({100 * figure.blank_share:.1f})"
+
+
+def loss_words(figure: HeldOutLoss | None) -> str:
+    """``2.310 (2.950)``: with the pictures, and blanked."""
+    if figure is None:
+        return NONE
+    words = f"{figure.loss:.3f}"
+    return words if figure.blank_loss is None else f"{words} ({figure.blank_loss:.3f})"
+
+
+def terminal_table(points: Sequence[Point]) -> str:
+    """The table in plain text, columns aligned; figures in brackets: the same with the picture
+    blanked."""
+    if not points:
+        return "nothing evaluated yet"
+    header = ["held out", *(f"after {label}" for label in point_labels(points)), ""]
+    lines = [header, *([r.measure, *r.cells, r.note] for r in result_rows(points))]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    texts = [
+        "  ".join(
+            cell.ljust(width) if i in (0, len(header) - 1) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    rule = "-" * max(len(text) for text in texts)
+    footer = "(in brackets: the same with every picture blanked)"
+    return "\n".join([texts[0], rule, *texts[1:], rule, footer])

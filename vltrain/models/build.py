@@ -1,0 +1,166 @@
+"""The model from its config: parts made, placed inside or outside the engine's module, and marked.
+
+In: config, what trains, types, device, seed. Out: ``BuiltModel``, freshly initialised: the same
+numbers on every rank (each part draws from its own seed, so none depends on which other parts
+exist); on the meta device nothing is allocated or drawn. Weights are loaded afterwards by
+``weights``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vltrain.errors import ConfigError
+from vltrain.models.adaptor import HybridAdaptor, build_adaptor
+from vltrain.models.config import AdaptorKind, ModelConfig
+from vltrain.models.language import LanguageModel
+from vltrain.models.model import VisionLanguageModel
+from vltrain.models.trainable import PARTS, check_parts, mark_trainable, part_of, parts_of
+from vltrain.models.vision import TOWERS, FrozenTowers, SamTower, SiglipTower
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltModel:
+    """module: what the engine wraps. frozen: the towers that do not train. trainable: the full
+    names of the parameters that train, in the module's order; the optimizer's parameters must
+    equal them."""
+
+    config: ModelConfig
+    module: VisionLanguageModel
+    frozen: FrozenTowers
+    trainable: tuple[str, ...]
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter under its full name (``part.…``), wherever it lives."""
+        yield from self.module.named_parameters()
+        yield from self.frozen.named_parameters()
+
+    def tower(self, part: str) -> nn.Module:
+        """A vision tower, wherever it lives."""
+        home = self.frozen if hasattr(self.frozen, part) else self.module
+        return home.get_submodule(part)
+
+    def part_state(self, part: str) -> dict[str, Tensor]:
+        """The parameters of one part under their full names (no buffers: none of ours is saved)."""
+        return {n: p.detach() for n, p in self.named_parameters() if part_of(n) == part}
+
+
+def build_model(
+    config: ModelConfig,
+    *,
+    trainable: Collection[str],
+    freeze: Sequence[str],
+    dtype: torch.dtype,
+    frozen_dtype: torch.dtype,
+    device: torch.device | str,
+    seed: int,
+) -> BuiltModel:
+    """Build the model; see the module's docstring.
+
+    trainable: part names. freeze: globs on full parameter names. dtype: of the engine's module;
+    frozen_dtype: of the towers outside it. Raises ConfigError for unknown parts, patterns that
+    match nothing, and configs whose parts do not fit together.
+    """
+    check_model(config)
+    check_parts(config, parts=trainable)
+    device = torch.device(device)
+    towers: dict[str, nn.Module] = {}
+    for part in TOWERS:
+        if part in parts_of(config):
+            part_dtype = dtype if part in trainable else frozen_dtype
+            with _construction(part, seed=seed, dtype=part_dtype, device=device):
+                towers[part] = _build_tower(config, part=part)
+    with _construction("adaptor", seed=seed, dtype=dtype, device=device):
+        adaptor = build_adaptor(config)
+    with _construction("language", seed=seed, dtype=dtype, device=device):
+        language = LanguageModel(config)
+    start_neck_from_sam(adaptor, towers.get("sam"))
+    module = VisionLanguageModel(
+        language=language,
+        adaptor=adaptor,
+        towers={part: tower for part, tower in towers.items() if part in trainable},
+    )
+    names = mark_trainable(module, parts=trainable, freeze=freeze)
+    frozen = FrozenTowers(
+        config,
+        towers={part: tower for part, tower in towers.items() if part not in trainable},
+        trained=tuple(part for part in towers if part in trainable),
+        pixels_dtype=dtype,
+        device=device,
+    )
+    return BuiltModel(config=config, module=module, frozen=frozen, trainable=names)
+
+
+def check_model(config: ModelConfig) -> None:
+    """Raises ConfigError where the parts of ``config`` do not fit together."""
+    hybrid = config.adaptor.kind == AdaptorKind.hybrid_split
+    if hybrid != (config.sam is not None):
+        have = "has a SAM tower" if config.sam is not None else "has no SAM tower"
+        raise ConfigError(
+            f"model {config.name!r} {have} but model.adaptor.kind is "
+            f"{config.adaptor.kind.value!r}: hybrid_split reads SAM and SigLIP, mlp SigLIP alone"
+        )
+    if config.image_token_id >= config.language.vocab_size:
+        raise ConfigError(
+            f"model.image_token_id is {config.image_token_id} but model.language.vocab_size is "
+            f"{config.language.vocab_size}: the image token needs a row of the embedding"
+        )
+    if config.adaptor.train_sam_neck and config.sam is None:
+        raise ConfigError(
+            f"model.adaptor.train_sam_neck needs a SAM tower; {config.name!r} has none"
+        )
+    widths = {"siglip": config.siglip, "language": config.language}
+    for part, sizes in (widths | ({"sam": config.sam} if config.sam is not None else {})).items():
+        if sizes.width % (2 * sizes.heads) != 0:
+            raise ConfigError(
+                f"model.{part}.width is {sizes.width} and model.{part}.heads is {sizes.heads}: "
+                "expected a width that divides into heads of an even size"
+            )
+    if config.sam is not None:
+        layers = config.sam.global_layers
+        if not layers or not all(0 <= layer < config.sam.layers for layer in layers):
+            raise ConfigError(
+                f"model.sam.global_layers is {layers}: expected one number or more, each from 0 "
+                f"to {config.sam.layers - 1} (model.sam.layers is {config.sam.layers})"
+            )
+
+
+def start_neck_from_sam(adaptor: nn.Module, sam: nn.Module | None) -> None:
+    """Copy SAM's own neck into the adaptor's second neck: how the released code starts it."""
+    if not isinstance(adaptor, HybridAdaptor) or sam is None:
+        return
+    assert isinstance(sam, SamTower)
+    neck = adaptor.sam_neck if sam.neck is None else sam.neck
+    assert neck is not None, "SAM's own neck is in the tower or in the adaptor"
+    with torch.no_grad():
+        for name, target in adaptor.neck.named_parameters():
+            target.copy_(neck.get_parameter(name))
+
+
+def _build_tower(config: ModelConfig, *, part: str) -> nn.Module:
+    if part == "siglip":
+        return SiglipTower(config.siglip)
+    assert config.sam is not None
+    return SamTower(config.sam, with_neck=not config.adaptor.train_sam_neck)
+
+
+@contextlib.contextmanager
+def _construction(
+    part: str, *, seed: int, dtype: torch.dtype, device: torch.device
+) -> Iterator[None]:
+    """Parameters are made on ``device`` in ``dtype``, drawn from the part's own seed; the
+    caller's random state and default type are left as they were."""
+    default = torch.get_default_dtype()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.device(device):
+        torch.manual_seed(seed * len(PARTS) + PARTS.index(part))
+        torch.set_default_dtype(dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)

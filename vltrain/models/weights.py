@@ -1,0 +1,114 @@
+"""Published weights into our parts, every tensor accounted for; and what identifies a weight.
+
+In: published directories by part (see ``layouts``). Out: the parameters of those parts, copied in
+place and cast to the part's type, one tensor in memory at a time. Digests are xxh3-128 over type,
+shape and bytes: they prove that frozen parts did not change and tie a run to the base weights
+that it started from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import Tensor
+
+from vltrain.errors import ConfigError, WeightsError
+from vltrain.models.adaptor import HybridAdaptor
+from vltrain.models.build import BuiltModel, start_neck_from_sam
+from vltrain.models.config import ModelConfig
+from vltrain.models.layouts import PublishedDirectory
+from vltrain.models.trainable import part_of, parts_of
+
+
+def load_weights(built: BuiltModel, *, directories: Mapping[str, str | Path]) -> None:
+    """Copy published weights into the parts that ``directories`` names (part -> directory).
+
+    An adaptor without a directory of its own starts its second neck from the SAM that is loaded,
+    and SAM's own neck too where it trains that. Raises WeightsError naming every tensor that is
+    missing, unexpected or of another shape.
+    """
+    fresh_adaptor = "sam" in directories and "adaptor" not in directories
+    for part, directory in directories.items():
+        expected = built.part_state(part)
+        if part == "sam" and fresh_adaptor:
+            adaptor = built.part_state("adaptor")
+            expected |= {n: t for n, t in adaptor.items() if n.startswith("adaptor.sam_neck.")}
+        _load(built.config, part=part, directory=Path(directory), expected=expected)
+    if fresh_adaptor and isinstance(built.module.adaptor, HybridAdaptor):
+        start_neck_from_sam(built.module.adaptor, built.tower("sam"))
+
+
+def refuse_random(
+    config: ModelConfig, *, trainable: Collection[str], loaded: Collection[str]
+) -> tuple[str, ...]:
+    """The parts that stay freshly initialised. Raises ConfigError if one of them does not train
+    and ``model.weights.allow_random`` is off: a frozen random part is nearly always a forgotten
+    path."""
+    random = tuple(part for part in parts_of(config) if part not in loaded)
+    useless = [part for part in random if part not in trainable]
+    if useless and not config.weights.allow_random:
+        raise ConfigError(
+            f"no weights are given for {', '.join(useless)}, which would stay frozen at random "
+            f"values. Set {', '.join(f'model.weights.{part}=DIRECTORY' for part in useless)}, or "
+            "init_from=RUN, or model.weights.allow_random=true if random is meant"
+        )
+    return random
+
+
+def published_digests(config: ModelConfig, *, part: str, directory: str | Path) -> dict[str, str]:
+    """``tensor_digests`` of a part as it is stored in a published directory, whatever type a run
+    casts it to: what a manifest records of a base weight."""
+    published = PublishedDirectory(Path(directory), config=config)
+    return tensor_digests(published.tensors(lambda name: part_of(name) == part))
+
+
+def tensor_digests(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """name -> ``tensor_digest``."""
+    return {name: tensor_digest(tensor) for name, tensor in named}
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """xxh3-128 (hex) of type, shape and bytes. Copies the tensor to the CPU."""
+    data = tensor.detach().reshape(-1).contiguous().view(torch.uint8).cpu()
+    state = xxhash.xxh3_128(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    state.update(data.numpy().data)
+    return state.hexdigest()
+
+
+def part_digest(digests: Mapping[str, str]) -> str:
+    """One xxh3-128 (hex) for all tensors of a part, whatever their order."""
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
+    return xxhash.xxh3_128(lines.encode()).hexdigest()
+
+
+def _load(
+    config: ModelConfig, *, part: str, directory: Path, expected: Mapping[str, Tensor]
+) -> None:
+    """Copy into ``expected`` (our full name -> parameter); it must be covered exactly."""
+    found: set[str] = set()
+    wrong: list[str] = []
+    published = PublishedDirectory(directory, config=config)
+    for name, tensor in published.tensors(lambda n: part_of(n) == part or n in expected):
+        found.add(name)
+        if name not in expected:
+            wrong.append(f"unexpected {name} {tuple(tensor.shape)}")
+        elif expected[name].shape != tensor.shape:
+            wrong.append(
+                f"mis-shaped {name}: found {tuple(tensor.shape)}, "
+                f"expected {tuple(expected[name].shape)}"
+            )
+        else:
+            expected[name].copy_(tensor)
+    missing = sorted(expected.keys() - found)
+    wrong += [f"missing {name} {tuple(expected[name].shape)}" for name in missing]
+    if wrong:
+        more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+        raise WeightsError(
+            f"{directory} does not fit part {part!r} of model {config.name!r}:\n  "
+            + "\n  ".join(wrong[:20])
+            + more
+            + f"\nGive model.weights.{part} a directory of this shape, or choose another model"
+        )

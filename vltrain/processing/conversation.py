@@ -1,0 +1,152 @@
+"""Turns in, template segments out: the only place that knows how a conversation is written down.
+
+A segment is a stretch of text or one image, and says whether an assistant wrote it and whether an
+end token follows. What is learned is a property of the segment: nothing is ever found again by
+re-tokenising a prefix and counting, which is how masks silently go wrong (tokenizers merge across
+the border).
+
+The DeepSeek template (released code): optional system text and a blank line; then for each exchange
+``User: `` text, a blank line, ``Assistant:``, and the answer as `` text`` and the end token. A
+prompt for inference stops after ``Assistant:``, which is exactly where the answer's segment begins.
+Contents are stripped. A ``document`` (caption, plain text, interleaved: the papers' plain
+templates) is its content as it is, and the end token; nobody prompted it, so it counts as an answer
+from end to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vltrain.batch import Role, Turn
+from vltrain.errors import RecordFault
+
+TEMPLATE_VERSION = "deepseek-1"
+"""Part of the token sidecar's key: change it with any change of what is written below."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """One stretch. content: text, or the index of an image. learned: True where an assistant (or a
+    document) wrote it. end: True where the end token follows, learned as the segment is."""
+
+    content: str | int
+    learned: bool
+    end: bool
+
+
+def render(turns: Sequence[Turn], *, system_prompt: str) -> tuple[Segment, ...]:
+    """Segments of a whole training sample; the first token is not part of them.
+
+    ``system_prompt`` is used where the sample has no system turn; "" writes none.
+    Raises RecordFault ``bad_turns``, ``empty_answer``, ``empty_document`` or ``image_in_answer``.
+    """
+    if any(turn.role is Role.document for turn in turns):
+        return _render_document(turns)
+    system, exchanges = _split_system(turns, system_prompt=system_prompt)
+    if not exchanges or len(exchanges) % 2:
+        raise RecordFault("bad_turns", f"a conversation ends with an answer; found {_roles(turns)}")
+    segments: list[Segment] = []
+    prefix = system
+    for question, answer in zip(exchanges[::2], exchanges[1::2], strict=True):
+        segments += _prompt_segments(question, prefix=prefix)
+        segments.append(Segment(content=" " + _answer_text(answer), learned=True, end=True))
+        prefix = ""
+    return tuple(segments)
+
+
+def render_prompt(turns: Sequence[Turn], *, system_prompt: str) -> tuple[Segment, ...]:
+    """Segments of a prompt for inference: the last turn is the user's and is followed by
+    ``Assistant:``. A document is left open: its content without the end token.
+
+    Raises RecordFault as ``render`` does.
+    """
+    if any(turn.role is Role.document for turn in turns):
+        return tuple(
+            Segment(content=s.content, learned=s.learned, end=False) for s in _document_parts(turns)
+        )
+    system, exchanges = _split_system(turns, system_prompt=system_prompt)
+    if len(exchanges) % 2 == 0:
+        raise RecordFault("bad_turns", f"a prompt ends with the user's turn; found {_roles(turns)}")
+    if len(exchanges) == 1:
+        return tuple(_prompt_segments(exchanges[0], prefix=system))
+    history = render(turns[:-1], system_prompt=system_prompt)
+    return (*history, *_prompt_segments(exchanges[-1], prefix=""))
+
+
+def _split_system(turns: Sequence[Turn], *, system_prompt: str) -> tuple[str, Sequence[Turn]]:
+    """The system text with its blank line ("" if none), and the turns after it, checked to
+    alternate."""
+    exchanges = turns
+    if turns and turns[0].role is Role.system:
+        if any(isinstance(part, int) for part in turns[0].content):
+            raise RecordFault("bad_turns", "an image in the system turn")
+        system_prompt = "".join(str(part) for part in turns[0].content)
+        exchanges = turns[1:]
+    expected = (Role.user, Role.assistant)
+    for position, turn in enumerate(exchanges):
+        if turn.role is not expected[position % 2]:
+            raise RecordFault(
+                "bad_turns",
+                "user and assistant must take turns after at most one system turn; "
+                f"found {_roles(turns)}",
+            )
+    system = system_prompt.strip()
+    return (system + "\n\n" if system else ""), exchanges
+
+
+def _prompt_segments(turn: Turn, *, prefix: str) -> list[Segment]:
+    """``prefix`` + "User: " + content + blank line + "Assistant:", adjacent texts joined so that
+    they are tokenised as one."""
+    pieces: list[str | int] = [prefix + "User: "]
+    for part in [*_stripped(turn.content), "\n\nAssistant:"]:
+        if isinstance(part, str) and isinstance(pieces[-1], str):
+            pieces[-1] += part
+        else:
+            pieces.append(part)
+    return [Segment(content=piece, learned=False, end=False) for piece in pieces]
+
+
+def _stripped(content: Sequence[str | int]) -> list[str | int]:
+    """Content without white space at its two ends (as one text, images counting as ink)."""
+    parts = list(content)
+    while parts and isinstance(parts[0], str):
+        parts[0] = parts[0].lstrip()
+        if parts[0]:
+            break
+        parts.pop(0)
+    while parts and isinstance(parts[-1], str):
+        parts[-1] = parts[-1].rstrip()
+        if parts[-1]:
+            break
+        parts.pop()
+    return parts
+
+
+def _answer_text(turn: Turn) -> str:
+    if any(isinstance(part, int) for part in turn.content):
+        raise RecordFault("image_in_answer", "an image in an assistant turn cannot be learned")
+    text = "".join(str(part) for part in turn.content).strip()
+    if not text:
+        raise RecordFault("empty_answer", "an assistant turn has no text")
+    return text
+
+
+def _document_parts(turns: Sequence[Turn]) -> list[Segment]:
+    if len(turns) != 1:
+        raise RecordFault("bad_turns", f"a document stands alone; found {_roles(turns)}")
+    return [
+        Segment(content=part, learned=True, end=False) for part in turns[0].content if part != ""
+    ]
+
+
+def _render_document(turns: Sequence[Turn]) -> tuple[Segment, ...]:
+    parts = _document_parts(turns)
+    if not any(isinstance(s.content, str) and s.content.strip() for s in parts):
+        raise RecordFault("empty_document", "no text to learn")
+    last = parts[-1]
+    return (*parts[:-1], Segment(content=last.content, learned=last.learned, end=True))
+
+
+def _roles(turns: Sequence[Turn]) -> str:
+    return ", ".join(turn.role.value for turn in turns) or "no turns"

@@ -1,0 +1,260 @@
+"""Sample in, Example out: ids with image placeholders expanded, and which of them are learned.
+
+Used alike by ``prepare`` (which needs no image bytes, only sizes, and writes what ``measure`` says
+into the token sidecar), by the reader (``piece``), and by inference (``prompt_ids``), so that what
+was planned is what is read. Cost: the tokenizer's, about 1 M characters a second on one core.
+
+Every sample begins with the first token. Documents that are too long are cut (each piece but the
+first begins in the middle: no first token is invented there); captions and conversations that are
+too long are faults, since half an answer teaches stopping in mid-sentence. Rejected: truncating,
+which would cut image spans and hide the loss of data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import xxhash
+
+from vltrain.batch import Example, Learn, Origin, RecordKind, Sample, StoredImage, Turn
+from vltrain.errors import ConfigError, DataError, RecordFault
+from vltrain.processing.conversation import TEMPLATE_VERSION, Segment, render, render_prompt
+from vltrain.processing.geometry import Geometry
+from vltrain.processing.splitting import split_points
+from vltrain.processing.tokens import TextTokenizer
+
+TEMPLATES = ("deepseek",)
+PROMPT_ORIGIN = Origin(source="prompt", shard="", key="")
+_SPLITTABLE = (RecordKind.text, RecordKind.interleaved)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodeRules:
+    """What the encoder does; all of it is part of the token sidecar's key.
+
+    learn: what is learned where a call does not say. system_prompt: for conversations without a
+    system turn, "" for none. sequence_length: most tokens of a piece; of its text alone where
+    image_tokens_on_top. max_images: most images of a sample.
+    """
+
+    learn: Learn
+    template: str = "deepseek"
+    system_prompt: str = ""
+    sequence_length: int
+    image_tokens_on_top: bool = False
+    max_images: int
+
+    def __post_init__(self) -> None:
+        if self.template not in TEMPLATES:
+            raise ConfigError(
+                f"unknown template {self.template!r}; choices: {', '.join(TEMPLATES)}"
+            )
+        if self.sequence_length < 2:
+            raise ConfigError(
+                f"data.packing.sequence_length is {self.sequence_length}; at least 2 is needed "
+                "(nothing predicts the first token)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PieceSize:
+    """One row of the token sidecar. start: first token in the whole sample's ids. tokens: all of
+    the piece's, image placeholders included. supervised: targets. image_tokens, images: of the
+    piece."""
+
+    start: int
+    tokens: int
+    supervised: int
+    image_tokens: int
+    images: int
+
+
+class Encoder:
+    """Encodes samples by one tokenizer, geometry and set of rules."""
+
+    def __init__(self, tokenizer: TextTokenizer, geometry: Geometry, rules: EncodeRules) -> None:
+        self.tokenizer = tokenizer
+        self.geometry = geometry
+        self.rules = rules
+
+    @property
+    def digest(self) -> str:
+        """xxh3-64 hex of everything that ids, masks and cuts depend on: the token sidecar's key."""
+        described = {
+            "tokenizer": self.tokenizer.digest,
+            "template": TEMPLATE_VERSION,
+            "geometry": self.geometry.digest_fields(),
+            "rules": asdict(self.rules),
+        }
+        text = json.dumps(described, sort_keys=True, ensure_ascii=True)
+        return xxhash.xxh3_64_hexdigest(text.encode())
+
+    def encode(self, sample: Sample, *, learn: Learn | None = None) -> Example:
+        """The whole sample, uncut.
+
+        Raises RecordFault: those of ``conversation.render``, ``image_mismatch``,
+        ``too_many_images``.
+        """
+        segments = render(sample.turns, system_prompt=self.rules.system_prompt)
+        placed = [s.content for s in segments if isinstance(s.content, int)]
+        if sorted(placed) != list(range(len(sample.images))):
+            raise RecordFault(
+                "image_mismatch",
+                f"the record has {len(sample.images)} images and its text places images {placed}",
+            )
+        if len(placed) > self.rules.max_images:
+            raise RecordFault(
+                "too_many_images",
+                f"{len(placed)} images; data.packing.max_images is {self.rules.max_images}",
+            )
+        return self._expand(
+            segments, images=sample.images, origin=sample.origin, learn=learn or self.rules.learn
+        )
+
+    def cut(self, example: Example, kind: RecordKind) -> tuple[tuple[int, int], ...]:
+        """Half-open token ranges of the pieces of a whole example; one range where it fits.
+
+        Raises RecordFault ``too_long`` for a caption or conversation beyond the length limit.
+        """
+        cost = np.ones(len(example.ids), dtype=np.int64)
+        if self.rules.image_tokens_on_top:
+            cost[self._image_mask(example)] = 0
+        limit = self.rules.sequence_length
+        length = int(cost.sum())
+        if length <= limit:
+            return ((0, len(example.ids)),)
+        if kind not in _SPLITTABLE:
+            what = "text tokens" if self.rules.image_tokens_on_top else "tokens"
+            raise RecordFault("too_long", f"{length} {what}; the limit is {limit}")
+        return split_points(cost=cost, quality=self._cut_quality(example), limit=limit)
+
+    def measure(self, sample: Sample, *, learn: Learn | None = None) -> tuple[PieceSize, ...]:
+        """Sizes of the sample's pieces. Needs image sizes, not image bytes. Raises RecordFault."""
+        example = self.encode(sample, learn=learn)
+        sizes = []
+        for start, end in self.cut(example, sample.kind):
+            part = _slice(example, start=start, end=end)
+            sizes.append(
+                PieceSize(
+                    start=start,
+                    tokens=end - start,
+                    supervised=part.num_supervised,
+                    image_tokens=int(part.image_tokens.sum()),
+                    images=len(part.images),
+                )
+            )
+        return tuple(sizes)
+
+    def piece(
+        self, sample: Sample, *, start: int, tokens: int, learn: Learn | None = None
+    ) -> Example:
+        """The piece that ``measure`` put at ``start``; ``tokens`` long.
+
+        Raises RecordFault as ``encode`` does, and DataError where the sample has become too short
+        for the piece: what was planned no longer holds.
+        """
+        example = self.encode(sample, learn=learn)
+        if start == 0 and tokens == len(example.ids):
+            return example
+        if start + tokens > len(example.ids):
+            raise DataError(
+                f"{sample.origin}: tokens {start} to {start + tokens} were planned, the sample has "
+                f"{len(example.ids)}; the shard has changed since it was prepared: run "
+                "launch/prepare.py again"
+            )
+        return _slice(example, start=start, end=start + tokens)
+
+    def prompt_ids(
+        self,
+        turns: Sequence[Turn],
+        images: Sequence[StoredImage],
+        *,
+        origin: Origin = PROMPT_ORIGIN,
+    ) -> Example:
+        """A prompt for inference, open where the answer begins; nothing of it is learned.
+
+        Raises RecordFault as ``encode`` does, but for lengths and counts: the caller's to bound.
+        """
+        segments = render_prompt(turns, system_prompt=self.rules.system_prompt)
+        for segment in segments:
+            if isinstance(segment.content, int) and not 0 <= segment.content < len(images):
+                raise RecordFault(
+                    "image_mismatch",
+                    f"the prompt places image {segment.content} of {len(images)}",
+                )
+        example = self._expand(segments, images=images, origin=origin, learn=Learn.answers)
+        example.learned[:] = False
+        return example
+
+    def _expand(
+        self,
+        segments: Sequence[Segment],
+        *,
+        images: Sequence[StoredImage],
+        origin: Origin,
+        learn: Learn,
+    ) -> Example:
+        ids = [self.tokenizer.bos_id]
+        learned = [False]
+        image_starts, image_tokens, ordered = [], [], []
+        for segment in segments:
+            if isinstance(segment.content, int):
+                image = images[segment.content]
+                count = self.geometry.image_tokens(image.width, image.height)
+                image_starts.append(len(ids))
+                image_tokens.append(count)
+                ordered.append(image)
+                ids += [self.tokenizer.image_id] * count
+                learned += [False] * count
+            else:
+                text_ids = self.tokenizer.encode(segment.content)
+                ids += text_ids
+                learned += [learn is Learn.all or segment.learned] * len(text_ids)
+            if segment.end:
+                ids.append(self.tokenizer.eos_id)
+                learned.append(learn is Learn.all or segment.learned)
+        return Example(
+            origin=origin,
+            ids=np.asarray(ids, dtype=np.int32),
+            learned=np.asarray(learned, dtype=bool),
+            image_starts=np.asarray(image_starts, dtype=np.int32),
+            image_tokens=np.asarray(image_tokens, dtype=np.int32),
+            images=tuple(ordered),
+        )
+
+    def _image_mask(self, example: Example) -> np.ndarray:
+        """bool (n,), True at image placeholders."""
+        return example.ids == self.tokenizer.image_id
+
+    def _cut_quality(self, example: Example) -> np.ndarray:
+        """int (n,): how good a cut before token i is; 0 inside an image's span or at the very
+        start."""
+        after, resumes = self.tokenizer.break_levels
+        quality = np.zeros(len(example.ids), dtype=np.int64)
+        quality[1:] = 1 + after[example.ids[:-1]]
+        newline = after[example.ids] >= 3
+        # Two line ends in a row make a paragraph; the second of them must not begin a piece.
+        quality[2:][newline[1:-1] & newline[:-2]] = 5
+        quality[newline] = np.minimum(quality[newline], 2)
+        quality[resumes[example.ids]] = 1  # in mid-character: only if nothing else is left
+        for start, count in zip(example.image_starts, example.image_tokens, strict=True):
+            quality[start + 1 : start + count] = 0
+        return quality
+
+
+def _slice(example: Example, *, start: int, end: int) -> Example:
+    """Tokens start..end of an example; image spans lie wholly inside or outside (``cut`` sees to
+    it)."""
+    kept = (example.image_starts >= start) & (example.image_starts < end)
+    assert ((example.image_starts + example.image_tokens)[kept] <= end).all(), (start, end)
+    return Example(
+        origin=example.origin,
+        ids=example.ids[start:end],
+        learned=example.learned[start:end],
+        image_starts=example.image_starts[kept] - np.int32(start),
+        image_tokens=example.image_tokens[kept],
+        images=tuple(example.images[i] for i in np.flatnonzero(kept)),
+    )

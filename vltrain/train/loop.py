@@ -1,0 +1,199 @@
+"""The one training loop, ignorant of stage and model.
+
+In: an engine, frozen towers, a loader of planned steps, and where results go. Out: rows, faults,
+checkpoints. Per step: count the label tokens of all ranks, then divide by them (never a mean of
+means); every rank runs the same number of micro-batches through the same modules; the engine agrees
+on whether the step was finite. A step that is not finite ends the run before anything is updated.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from vltrain import distributed
+from vltrain.batch import Fault, MicroBatch, StepPlan
+from vltrain.data.config import RatioUnit
+from vltrain.engine.engine import Engine, StepOutcome
+from vltrain.errors import NonFiniteError
+from vltrain.metrics.rows import StepRow
+from vltrain.train.agree import AgreedStep, agree
+from vltrain.train.counters import Counters
+
+log = logging.getLogger(__name__)
+
+
+class Features(Protocol):
+    """Frozen towers: uint8 images to what the trained module reads."""
+
+    def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]: ...
+
+
+@dataclass
+class Progress:
+    """Where the run is; all of it goes into every checkpoint and comes back from it."""
+
+    step: int = 0  # steps done
+    cursor: dict[str, Any] | None = None  # of the plan, after ``step``
+    chain: str = ""  # head of the digest chain
+    counters: Counters = field(default_factory=Counters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What the loop calls out to; ``row`` on the first rank only, the others on every rank."""
+
+    row: Callable[[StepRow], None]
+    faults: Callable[[StepPlan, tuple[Fault, ...]], None]  # all ranks: the budget stops them all
+    save: Callable[[Progress], None]  # all ranks (collective)
+    learning_rates: Callable[[int], dict[str, float]]  # steps done -> rate per part
+
+
+class Trainer:
+    """Runs the steps that are left. ``steps`` counts the whole stage; ``save_every`` in steps."""
+
+    def __init__(
+        self,
+        *,
+        stage: str,
+        unit: RatioUnit,
+        engine: Engine,
+        towers: Features,
+        loader: Iterable[tuple[StepPlan, Sequence[MicroBatch]]],
+        hooks: Hooks,
+        progress: Progress,
+        steps: int,
+        save_every: int,
+    ) -> None:
+        self._stage = stage
+        self._unit = unit
+        self._engine = engine
+        self._towers = towers
+        self._loader = loader
+        self._hooks = hooks
+        self.progress = progress
+        self._steps = steps
+        self._save_every = save_every
+
+    def run(self) -> Progress:
+        """Train until ``steps`` are done or the plan ends, saving on the way and at the end."""
+        saved = self.progress.step
+        begin = time.monotonic()
+        for plan, micros in self._loader:
+            waited = time.monotonic() - begin
+            self._step(plan, micros, begin=begin, waited=waited)
+            if self.progress.step % self._save_every == 0 or self.progress.step == self._steps:
+                self._hooks.save(self.progress)
+                saved = self.progress.step
+            if self.progress.step >= self._steps:
+                break
+            begin = time.monotonic()
+        if saved != self.progress.step:
+            log.warning(
+                "The data ended after step %d of %d (every finite source is used up).",
+                self.progress.step,
+                self._steps,
+            )
+            self._hooks.save(self.progress)
+        return self.progress
+
+    def _step(
+        self, plan: StepPlan, micros: Sequence[MicroBatch], *, begin: float, waited: float
+    ) -> None:
+        agreed = agree(plan, micros, chain_head=self.progress.chain)
+        self._hooks.faults(plan, agreed.faults)
+        rates = self._hooks.learning_rates(self.progress.step)
+        outcome = self._update(micros, agreed, rates) if agreed.num_targets else None
+        self._advance(plan, agreed, skipped=outcome is None)
+        if distributed.is_first():
+            row = self._row(plan, agreed, outcome, rates, begin=begin, waited=waited)
+            self._hooks.row(row)
+        if outcome is not None and not outcome.finite:
+            raise NonFiniteError(
+                f"step {plan.step}: loss {outcome.loss}, gradient norm {outcome.grad_norm}; "
+                "nothing "
+                "was updated and the run stops here. The step's data: launch/inspect_data.py; try "
+                "a "
+                "lower optim.lr or a longer optim.schedule.warmup_steps and start again from the "
+                "last "
+                "checkpoint"
+            )
+
+    def _update(
+        self, micros: Sequence[MicroBatch], agreed: AgreedStep, rates: dict[str, float]
+    ) -> StepOutcome:
+        """Forward and backward of every micro-batch, then one update."""
+        # The engine averages gradients over the ranks; the loss must be a mean over the label
+        # tokens of the whole global step, whichever rank they lie on.
+        scale = distributed.world_size() / agreed.num_targets
+        for number, micro in enumerate(micros, start=1):
+            self._engine.begin_micro(last=number == len(micros))
+            loss_sum = self._engine.forward(self._inputs(micro))
+            self._engine.backward(loss_sum * scale)
+        return self._engine.apply(rates)
+
+    def _inputs(self, micro: MicroBatch) -> dict[str, Any]:
+        device = self._engine.device
+        return {
+            "ids": micro.ids.to(device, non_blocking=True),
+            "positions": micro.positions.to(device, non_blocking=True),
+            "segments": micro.segments.to(device, non_blocking=True),
+            "targets": micro.targets.to(device, non_blocking=True),
+            "image_positions": micro.image_positions.to(device, non_blocking=True),
+            "features": self._towers.encode(micro.images),
+        }
+
+    def _advance(self, plan: StepPlan, agreed: AgreedStep, *, skipped: bool) -> None:
+        counters = self.progress.counters
+        for modality in ("language", "multimodal"):
+            counters.tokens[modality] += agreed.tokens[modality]
+            counters.planned_tokens[modality] += plan.tokens.get(modality, 0)
+            counters.supervised[modality] += agreed.targets[modality]
+        for pack in plan.packs:
+            for piece in pack.pieces:
+                counters.samples["multimodal" if piece.images else "language"] += 1
+        counters.images += agreed.images
+        counters.packs += len(plan.packs)
+        counters.holes += agreed.holes
+        counters.skipped_steps += int(skipped)
+        self.progress.step += 1
+        self.progress.cursor = plan.cursor_after
+        self.progress.chain = agreed.chain
+
+    def _row(
+        self,
+        plan: StepPlan,
+        agreed: AgreedStep,
+        outcome: StepOutcome | None,
+        rates: dict[str, float],
+        *,
+        begin: float,
+        waited: float,
+    ) -> StepRow:
+        return StepRow(
+            step=self.progress.step,
+            time=time.time(),
+            stage=self._stage,
+            loss=outcome.loss if outcome else None,
+            lr=rates,
+            grad_norm=outcome.grad_norm if outcome else None,
+            modality=plan.modality.value if plan.modality else None,
+            tokens=agreed.tokens,
+            planned_tokens={m: plan.tokens.get(m, 0) for m in ("language", "multimodal")},
+            supervised=agreed.targets,
+            images=agreed.images,
+            packs=len(plan.packs),
+            holes=agreed.holes,
+            language_share_target=plan.language_share_target,
+            language_share_realised=self.progress.counters.language_share(self._unit),
+            digest=agreed.digest,
+            chain=agreed.chain,
+            seconds=time.monotonic() - begin,
+            data_wait_seconds=waited,
+            skipped=outcome is None or not outcome.finite,
+        )
