@@ -112,6 +112,28 @@ def from_hydra(composed: DictConfig) -> RunConfig:
     return config
 
 
+def from_file(path: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config that a run wrote (its config.yaml), with ``key=value`` words laid over it.
+
+    Raises ConfigError where the file is absent, or a word names a key that the config does not have.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            f"{path} does not exist: expected the directory of a run, as launch/train.py makes it"
+        )
+    if wrong := [word for word in overrides if "=" not in word]:
+        raise ConfigError(f"{wrong[0]!r}: expected key=value, such as evaluate.max_samples=100")
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.structured(RunConfig),
+            OmegaConf.load(path),
+            OmegaConf.from_dotlist(list(overrides)),
+        )
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {error}".split("\n")[0]) from error
+    return from_hydra(cast(DictConfig, merged))
+
+
 def _missing(key: str) -> str:
     if key.startswith("data.sources"):
         return (

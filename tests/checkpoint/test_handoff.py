@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from checkpoint_samples import WEIGHT, flip_a_byte, saved
 
-from vltrain.checkpoint.handoff import Expected, HandOff, OriginKind, hand_off
+from vltrain.checkpoint.handoff import Expected, HandOff, OriginKind, continue_from, hand_off
 from vltrain.checkpoint.manifest import PartRecord
+from vltrain.checkpoint.store import open_checkpoint
 from vltrain.errors import CheckpointError, ContractError
 
 EXPECTED = {
@@ -143,3 +144,21 @@ def test_a_part_that_nobody_kept_is_named(tmp_path: Path) -> None:
     saved(tmp_path / "two" / "checkpoints", 10, parts=parts)
     with pytest.raises(ContractError, match="has no part 'language'; it has adaptor"):
         start(tmp_path / "two")
+
+
+def test_a_resumed_run_takes_its_own_parts(run: Path, tmp_path: Path) -> None:
+    newest = run / "checkpoints" / "step-00000020"
+    weights = {"adaptor": "/base/adaptor", "language": None}
+    found = continue_from(open_checkpoint(newest), weights=weights, parts=("adaptor", "language"))
+    # The config still names what the trained part began with; the checkpoint has it now.
+    assert origins(found) == {
+        "adaptor": ("checkpoint", str(newest), None),
+        "language": ("published", "/base/language", "d1"),
+    }
+    parts = {
+        "adaptor": PartRecord(trained=True, path=None, digest=None),
+        "language": PartRecord(trained=False, path=None, digest="d1"),
+    }
+    path = saved(tmp_path / "fresh", 10, parts=parts).path(10)
+    found = continue_from(open_checkpoint(path), weights={}, parts=("adaptor", "language"))
+    assert origins(found)["language"] == ("fresh", None, "d1")  # from the seed, and held to it

@@ -6,7 +6,7 @@ import pytest
 import torch
 from checkpoint_samples import FROZEN, WEIGHT, saved
 
-from vltrain.checkpoint.reader import check_fits, check_frozen_parts, read_part_state
+from vltrain.checkpoint.reader import check_fits, read_part_state
 from vltrain.checkpoint.store import Checkpoint, open_checkpoint
 from vltrain.engine.fragments import FragmentKind
 from vltrain.errors import CheckpointError
@@ -61,10 +61,3 @@ def test_another_model_does_not_fit(
     check_fits(checkpoint.directory, checkpoint.manifest, trainable={"adaptor.weight": (2, 3)})
     with pytest.raises(CheckpointError, match=words):
         check_fits(checkpoint.directory, checkpoint.manifest, trainable=trainable)
-
-
-def test_other_frozen_weights_are_refused(checkpoint: Checkpoint) -> None:
-    directory, manifest = checkpoint.directory, checkpoint.manifest
-    check_frozen_parts(directory, manifest, found={"language": "d1", "adaptor": "anything"})
-    with pytest.raises(CheckpointError, match=r"trained beside language weights of digest d1"):
-        check_frozen_parts(directory, manifest, found={"language": "d2"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -208,3 +210,29 @@ def data_config(
 
 def make_plan(tables: list, *, seed: int = 0, **settings) -> Plan:
     return Plan(Recipe(tables, config=data_config(tables, **settings)), seed=seed)
+
+
+SMALL = PackingConfig(enabled=True, sequence_length=4096, window_samples=64)
+UNPACKED = PackingConfig(enabled=False, sequence_length=4096, window_samples=64)
+LANGUAGE_ONLY = MixtureConfig(language_share=1.0)
+
+
+def take(plan: Plan, steps: int, *, cursor=None):
+    return list(itertools.islice(plan.steps(cursor), steps))
+
+
+def drawn(steps, *, source: int = 0) -> list[int]:
+    return [ref.piece for s in steps for p in s.packs for ref in p.pieces if ref.source == source]
+
+
+def through_json(cursor):
+    return json.loads(json.dumps(cursor))
+
+
+def language_ratio(steps) -> float:
+    return sum(s.tokens["language"] for s in steps) / sum(sum(s.tokens.values()) for s in steps)
+
+
+def fill(steps, *, capacity: int = 4096) -> float:
+    tokens = sum(sum(s.tokens.values()) for s in steps)
+    return tokens / (capacity * sum(len(s.packs) for s in steps))

@@ -1,23 +1,29 @@
-"""The plan: once per epoch, exact shares, exact continuation, full packs, small cursors."""
+"""The plan: once per epoch, exact shares, exact continuation, whatever the ranks."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import time
 from collections import Counter
 
 import pytest
 from plan_fakes import (
+    LANGUAGE_ONLY,
+    SMALL,
+    UNPACKED,
     ListedTable,
     constant_sizes,
     data_config,
+    drawn,
+    language_ratio,
     make_plan,
     picture_sizes,
     picture_table,
+    take,
     text_sizes,
     text_table,
+    through_json,
 )
 
 from vltrain.batch import Modality
@@ -32,23 +38,24 @@ from vltrain.data.config import (
 )
 from vltrain.data.plan import Plan
 from vltrain.data.recipe import Recipe
-from vltrain.errors import CheckpointError, DataError
+from vltrain.errors import CheckpointError
 
-SMALL = PackingConfig(enabled=True, sequence_length=4096, window_samples=64)
-UNPACKED = PackingConfig(enabled=False, sequence_length=4096, window_samples=64)
-LANGUAGE_ONLY = MixtureConfig(language_share=1.0)
-
-
-def take(plan: Plan, steps: int, *, cursor=None):
-    return list(itertools.islice(plan.steps(cursor), steps))
-
-
-def drawn(steps, *, source: int = 0) -> list[int]:
-    return [ref.piece for s in steps for p in s.packs for ref in p.pieces if ref.source == source]
-
-
-def through_json(cursor):
-    return json.loads(json.dumps(cursor))
+PINNED = [
+    [(0, 134), (0, 129), (0, 30), (0, 29), (0, 126), (0, 28), (0, 27), (0, 25)],
+    [
+        (1, 183),
+        (1, 181),
+        (1, 180),
+        (1, 179),
+        (1, 178),
+        (1, 175),
+        (1, 173),
+        (1, 75),
+        (0, 48),
+        (0, 49),
+    ],
+]
+"""Packs as (source, piece), see test_the_order_is_pinned."""
 
 
 def worst_error_in_steps(steps) -> float:
@@ -61,10 +68,6 @@ def worst_error_in_steps(steps) -> float:
         language += step.tokens["language"]
         worst = max(worst, abs(target - language) / largest)
     return worst
-
-
-def language_ratio(steps) -> float:
-    return sum(s.tokens["language"] for s in steps) / sum(sum(s.tokens.values()) for s in steps)
 
 
 # --- every sample once ---------------------------------------------------------------------------
@@ -201,13 +204,13 @@ def test_seeds_differ_and_the_order_of_names_is_theirs():
 def test_the_order_is_pinned():
     """The first packs of a small plan, as recorded. Where they change, runs cannot resume:
     raise recipe.PLAN_VERSION along with these numbers."""
-    tables = [text_table(samples=300), picture_table(samples=300)]
-    step = take(make_plan(tables, seed=7, sequences=3, packing=SMALL), 1)[0]
-    assert [[(r.source, r.piece) for r in p.pieces] for p in step.packs] == [
-        [(0, 129), (0, 27), (0, 141), (0, 22), (0, 24)],
-        [(1, 173), (1, 68), (1, 188), (1, 181), (0, 212)],
-        [(0, 69), (0, 54), (0, 296)],
-    ]
+
+    def sizes(samples):
+        return 100 + samples * 37 % 900, samples * 0 + 50, samples * 0
+
+    tables = [text_table(samples=300, sizes=sizes), picture_table(samples=300, sizes=sizes)]
+    step = take(make_plan(tables, seed=7, sequences=2, packing=SMALL), 1)[0]
+    assert [[(r.source, r.piece) for r in p.pieces] for p in step.packs] == PINNED
 
 
 @pytest.mark.parametrize("change", ["recipe", "seed", "schema"])
@@ -314,55 +317,6 @@ def test_the_ratio_holds_in_every_unit(unit, grouping):
     assert share == pytest.approx(0.25, abs=0.005)
 
 
-def test_a_unit_that_a_source_has_none_of_does_not_hang():
-    def nothing_learned(samples):
-        tokens, _, images = text_sizes()(samples)
-        return tokens, tokens * 0, images
-
-    plan = make_plan(
-        [text_table(sizes=nothing_learned), text_table("other")],
-        mixture=MixtureConfig(language_share=1.0, unit=RatioUnit.supervised_tokens),
-        packing=SMALL,
-    )
-    assert len(take(plan, 20)) == 20
-
-
-def test_nested_weights_hold_in_tokens():
-    tables = [
-        text_table("long", sizes=constant_sizes(1000)),
-        text_table("short", sizes=constant_sizes(10)),
-        text_table("chat", sizes=constant_sizes(300)),
-    ]
-    mixture = MixtureConfig(language_share=1.0, category_weights={"web": 3, "sft": 1})
-    plan = make_plan(
-        tables,
-        mixture=mixture,
-        categories={"long": "web", "short": "web", "chat": "sft"},
-        weights={"long": 2, "short": 1},
-        order=OrderConfig(lanes=2),
-    )
-    tokens = Counter()
-    for step in take(plan, 300):
-        for pack in step.packs:
-            for ref in pack.pieces:
-                tokens[ref.source] += ref.tokens
-    total = sum(tokens.values())
-    shares = [tokens[source] / total for source in range(3)]
-    assert shares == pytest.approx([0.5, 0.25, 0.25], abs=0.005)
-
-
-def test_one_tiny_source_beside_one_of_ten_million_samples():
-    tables = [text_table("tiny", samples=3), text_table("huge", samples=10_000_000)]
-    plan = make_plan(tables, mixture=LANGUAGE_ONLY, weights={"tiny": 1, "huge": 999}, sequences=256)
-    begin = time.process_time()
-    steps = take(plan, 20)
-    assert time.process_time() - begin < 20
-    tiny = Counter(drawn(steps, source=0))
-    tokens = sum(r.tokens for s in steps for p in s.packs for r in p.pieces if r.source == 0)
-    assert set(tiny) == {0, 1, 2}
-    assert tokens / sum(s.tokens["language"] for s in steps) == pytest.approx(0.001, abs=0.0005)
-
-
 def test_grouped_steps_are_all_one_modality_and_ungrouped_steps_are_mixed():
     tables = [text_table(), picture_table()]
     grouped = make_plan(
@@ -375,131 +329,6 @@ def test_grouped_steps_are_all_one_modality_and_ungrouped_steps_are_mixed():
     mixed = take(make_plan(tables, mixture=MixtureConfig(language_share=0.5), packing=SMALL), 5)
     assert {s.modality for s in mixed} == {None}
     assert all(min(s.tokens.values()) > 0 for s in mixed)
-
-
-# --- packs ---------------------------------------------------------------------------------------
-
-
-def fill(steps, *, capacity: int = 4096) -> float:
-    tokens = sum(sum(s.tokens.values()) for s in steps)
-    return tokens / (capacity * sum(len(s.packs) for s in steps))
-
-
-def test_fill_of_the_published_mix_and_of_pictures_alone():
-    tables = [text_table(samples=1_000_000), picture_table(samples=1_000_000)]
-    order = OrderConfig(lanes=8)
-    mixed = make_plan(tables, sequences=256, order=order)
-    assert fill(take(mixed, 40)) >= 0.997
-    pictures = make_plan(
-        [picture_table(samples=1_000_000)],
-        sequences=256,
-        mixture=MixtureConfig(language_share=0.0),
-        order=order,
-    )
-    assert fill(take(pictures, 40)) >= 0.94
-
-
-def test_packs_hold_no_more_than_their_budgets():
-    packing = PackingConfig(enabled=True, sequence_length=4096, max_images=4, window_samples=256)
-    for step in take(make_plan([text_table(), picture_table()], packing=packing), 40):
-        assert max(p.tokens for p in step.packs) <= 4096
-        assert max(p.images for p in step.packs) <= 4
-
-
-def test_without_packing_a_pack_is_one_piece():
-    steps = take(make_plan([text_table(), picture_table()], packing=UNPACKED), 10)
-    assert all(len(p.pieces) == 1 for s in steps for p in s.packs)
-
-
-def test_lanes_take_turns_and_a_step_mixes_them():
-    plan = make_plan(
-        [text_table()], mixture=LANGUAGE_ONLY, packing=SMALL, order=OrderConfig(lanes=5)
-    )
-    assert [p.lane for p in take(plan, 1)[0].packs] == [0, 1, 2, 3, 4, 0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("table", "packing", "words"),
-    [
-        (
-            text_table("web", sizes=constant_sizes(5000)),
-            SMALL,
-            ["source 'web', piece", "5000 tokens", "holds 4096 tokens", "launch/prepare.py"],
-        ),
-        (
-            text_table("web", sizes=constant_sizes(600, images=9)),
-            SMALL,
-            ["9 images", "8 images", "data.packing.max_images"],
-        ),
-        (
-            text_table("web", sizes=constant_sizes(577, images=1)),
-            PackingConfig(enabled=False, sequence_length=1),
-            ["577 tokens", "holds 1 tokens"],
-        ),
-    ],
-)
-def test_a_piece_that_fits_no_sequence_is_refused(table, packing, words):
-    with pytest.raises(DataError) as refused:
-        take(make_plan([table], mixture=LANGUAGE_ONLY, packing=packing), 1)
-    for word in words:
-        assert word in str(refused.value)
-
-
-def test_image_tokens_on_top_bound_the_text_alone():
-    packing = PackingConfig(enabled=False, sequence_length=512, image_tokens_on_top=True)
-    table = picture_table(samples=2000, sizes=constant_sizes(576 + 512, images=1))
-    mixture = MixtureConfig(language_share=0.0)
-    assert len(take(make_plan([table], mixture=mixture, packing=packing), 2)) == 2
-    table.sizes = constant_sizes(576 + 513, images=1)
-    with pytest.raises(DataError, match="513 text tokens"):
-        take(make_plan([table], mixture=mixture, packing=packing), 1)
-
-
-def test_a_table_that_counts_pieces_it_does_not_have_is_refused():
-    class Lying(ListedTable):
-        num_pieces = 7  # type: ignore[assignment]
-
-    table = Lying(name="web", modality=Modality.language, shard_samples=[3], lengths=[[], [], []])
-    with pytest.raises(DataError, match=r"'web' counts 7 pieces but none was found.*Prepare it"):
-        take(make_plan([table], mixture=LANGUAGE_ONLY, packing=SMALL), 1)
-
-
-# --- cost ----------------------------------------------------------------------------------------
-
-
-def test_restore_anywhere_costs_the_open_windows_and_no_replay():
-    def tables():
-        return [text_table(samples=1_000_000), picture_table(samples=1_000_000)]
-
-    plan = make_plan(tables(), order=OrderConfig(lanes=4), sequences=64)
-    last = take(plan, 60)[-1]
-    fresh = tables()
-    resumed = make_plan(fresh, order=OrderConfig(lanes=4), sequences=64)
-    begin = time.process_time()
-    steps = resumed.steps(last.cursor_after)
-    after = next(steps)
-    seconds = time.process_time() - begin
-    assert after == next(plan.steps(last.cursor_after))
-    assert sum(table.reads for table in fresh) < 4 * 2 * 8  # lanes x sources x blocks of a window
-    assert seconds < 2
-
-
-def test_cursor_of_forty_sources_and_a_long_run_is_below_64_kb():
-    tables = [text_table(f"t{i}", samples=1_000_000) for i in range(20)]
-    tables += [picture_table(f"p{i}", samples=1_000_000) for i in range(20)]
-    for grouping in (False, True):
-        plan = make_plan(
-            tables,
-            sequences=128,
-            mixture=MixtureConfig(language_share=0.7, grouping=grouping),
-            packing=PackingConfig(enabled=True, sequence_length=4096, window_samples=1024),
-        )
-        cursor = take(plan, 3)[-1].cursor_after
-        for group in cursor["groups"].values():
-            shift = 10**12  # as after a run of 10^12 samples of each source
-            group["positions"] = [p + shift for p in group["positions"]]
-            group["taken_units"] = [u + shift * 4096 for u in group["taken_units"]]
-        assert len(json.dumps(cursor)) <= 64 * 1024
 
 
 def test_planning_speed_does_not_fall_behind():

@@ -171,8 +171,8 @@ def scenario_train(arguments: dict) -> dict:
     return results
 
 
-def manifest_of(engine: Engine, *, step: int, options: dict) -> Manifest:
-    shapes = engine.parameter_shapes()
+def manifest_of(*, step: int, options: dict) -> Manifest:
+    shapes = {name: tuple(p.shape) for name, p in Toy().named_parameters()}
     return Manifest(
         created="2026-01-01T00:00:00Z",
         step=step,
@@ -208,7 +208,7 @@ def scenario_save(arguments: dict) -> dict:
         engine = make_engine(options, kinds=arguments["steps"][0])
         train(engine, arguments["steps"])
         store = CheckpointStore(Path(arguments["root"]) / name, config=CheckpointConfig())
-        manifest = manifest_of(engine, step=len(arguments["steps"]), options=options)
+        manifest = manifest_of(step=len(arguments["steps"]), options=options)
         store.save(manifest, engine.export_fragments(frozen=lambda name: True))
         results[name] = train(engine, arguments["more"], first=len(arguments["steps"]))
     return results
@@ -229,7 +229,44 @@ def scenario_restore(arguments: dict) -> dict:
     return results
 
 
-SCENARIOS = {"train": scenario_train, "save": scenario_save, "restore": scenario_restore}
+def scenario_hand_off(arguments: dict) -> dict:
+    """Masters of the language part alone come from elsewhere: each element is its own number."""
+    results = {}
+    for name, options in arguments["engines"].items():
+        engine = make_engine(options, kinds=["text"] * 2)
+        fresh = full_state(engine)
+
+        def read(name: str, kind: FragmentKind, offset: int, count: int) -> torch.Tensor | None:
+            assert kind is FragmentKind.master
+            numbers = torch.arange(offset, offset + count) + 1 / 3
+            return numbers if part_of(name) == "language" else None
+
+        engine.import_state(read, updates=None)
+        state = full_state(engine)
+        trained = [n for n in fresh["master"] if part_of(n) == "language"]
+        results[name] = {
+            "updates": engine.updates_made(),
+            "adaptor_kept": all(
+                state["master"][n].equal(fresh["master"][n])
+                for n in fresh["master"]
+                if part_of(n) == "adaptor"
+            ),
+            "language_taken": all(
+                state["master"][n].equal(torch.arange(len(state["master"][n])) + 1 / 3)
+                for n in trained
+            ),
+            "frozen": {n: list(t.shape) for n, t in engine.frozen_tensors()},
+            "loss": float(engine.evaluate(batch(0, 0, "image"))),
+        }
+    return results
+
+
+SCENARIOS = {
+    "hand_off": scenario_hand_off,
+    "train": scenario_train,
+    "save": scenario_save,
+    "restore": scenario_restore,
+}
 
 
 def launch(

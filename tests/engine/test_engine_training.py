@@ -125,3 +125,28 @@ def test_many_small_gradients_add_up_in_fp32(tmp_path: Path) -> None:
         once, often = (result[f"zero{stage} {times}"][0] for times in (1, 64))
         assert often["grad_norm"] == pytest.approx(once["grad_norm"], rel=1e-5)
         assert often["moved"] == pytest.approx(once["moved"], rel=1e-3)
+
+
+def test_masters_alone_come_from_elsewhere_unrounded(tmp_path: Path) -> None:
+    """As at a hand-off: fp32 masters of one part, also into bf16 engines; the working copies, which
+    the loss is computed with, follow; the optimizer stays fresh."""
+    engines = {
+        f"{dtype}_zero{stage}": {"zero_stage": stage, "dtype": dtype}
+        for dtype in ("fp32", "bf16")
+        for stage in (1, 2, 3, 0)
+    }
+    result = toy.launch("hand_off", tmp_path, {"engines": engines}, processes=2)[0]
+    module = toy.Toy()
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and toy.part_of(name) == "language":
+            numbers = torch.arange(parameter.numel()) + 1 / 3
+            parameter.data = numbers.view(parameter.shape)
+    loss = module(**toy.batch(0, 0, "image")).item()
+    for name, found in result.items():
+        assert found.pop("loss") == pytest.approx(loss, rel=1e-5 if "fp32" in name else 0.02)
+        assert found == {
+            "updates": 0,
+            "adaptor_kept": True,
+            "language_taken": True,
+            "frozen": {"language.norm.weight": [7]},
+        }

@@ -110,7 +110,8 @@ def hand_off(
 def continue_from(
     checkpoint: Checkpoint, *, weights: Mapping[str, str | None], parts: Collection[str]
 ) -> HandOff:
-    """Every part as a run's own checkpoint has it: what trained is inside, the rest where it was."""
+    """Every part as a run's own checkpoint has it: what trained is inside, the rest where it
+    was."""
     return HandOff(
         predecessor=checkpoint,
         parts={part: _own_origin(checkpoint, part, override=weights.get(part)) for part in parts},

@@ -111,22 +111,6 @@ def check_fits(
             )
 
 
-def check_frozen_parts(
-    directory: Path, manifest: Manifest, *, found: Mapping[str, str | None]
-) -> None:
-    """Raise CheckpointError where the frozen parts loaded now (part -> digest) are not those that
-    the checkpoint was trained beside."""
-    for part, record in manifest.parts.items():
-        if record.trained or record.digest is None:
-            continue
-        if found.get(part) != record.digest:
-            raise CheckpointError(
-                f"{directory} was trained beside {part} weights of digest {record.digest} (from "
-                f"{record.path}); those loaded now have {found.get(part)}. Give the unchanged "
-                f"weights with model.weights.{part}=PATH."
-            )
-
-
 def _some(names: list[str]) -> str:
     shown = ", ".join(names[:5]) or "none"
     return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

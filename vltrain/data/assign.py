@@ -10,9 +10,9 @@ micro-batches go, the costliest first, each to the rank with the least work that
 rank's micro-batches run in the order of their cost, so that what ranks do at the same moment is
 alike too.
 
-Cost: about 15 milliseconds for 2,304 packs, the same on all ranks, no communication. Rejected: packs
-in turn (up to 4x spread between ranks, performance.md section 1.2); balancing tokens alone (an
-image costs as much as thousands of tokens in a small model).
+Cost: about 15 milliseconds for 2,304 packs, the same on all ranks, no communication. Rejected:
+packs in turn (up to 4x spread between ranks, performance.md section 1.2); balancing tokens alone
+(an image costs as much as thousands of tokens in a small model).
 """
 
 from __future__ import annotations

@@ -19,8 +19,11 @@ windows' richer or poorer packs. A ramp is followed, never paid back.
 The plan ends, for all ranks at the same step, when a finite source is spent; its last step may have
 fewer packs.
 
-Cost: 6-10 microseconds per sample; memory is the open windows (lanes x window_samples pieces per
-group). The cursor is a few KB up to some tens of KB (bounded by lanes x sources).
+Cost: 6-10 microseconds per sample (100,000 to 150,000 samples/s on one core); memory is the open
+windows (lanes x window_samples pieces per group). The cursor is 3 KB for two sources and grows with
+lanes x sources. A step costs what planning it costs: step N is reached from any cursor before it,
+without reading data, but there is no jump to it without a cursor, because the account of the shares
+depends on the lengths of all that came before.
 """
 
 from __future__ import annotations
@@ -110,9 +113,9 @@ class Plan:
                 raise CheckpointError(
                     f"the checkpoint's data cursor has {what}={cursor.get(what)!r}, this run has "
                     f"{what}={ours!r}: the data would go on in another order. Resume with the "
-                    "config that the run was started with (ranks, micro-batch, workers and engine may "
-                    "change; sources, mixture, packing, order, batch.sequences and seed may not), "
-                    "or start a new run from the weights with init_from."
+                    "config that the run was started with (ranks, micro-batch, workers and engine "
+                    "may change; sources, mixture, packing, order, batch.sequences and seed may "
+                    "not), or start a new run from the weights with init_from."
                 )
 
 

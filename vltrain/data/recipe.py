@@ -123,8 +123,8 @@ def _check_tables(tables: Sequence[PieceTable], config: DataConfig) -> None:
         if table.num_pieces == 0:
             raise DataError(
                 f"source '{table.name}' ({source.path}) has no {table.modality.value} sample that "
-                f"can be used, of {table.num_samples} in its shards. See prepare's report for what was "
-                f"excluded and why, correct data.sources.{table.name}, or remove it."
+                f"can be used, of {table.num_samples} in its shards. See prepare's report for what "
+                f"was excluded and why, correct data.sources.{table.name}, or remove it."
             )
         if source.max_epochs is not None and not source.max_epochs > 0:
             raise ConfigError(

@@ -130,19 +130,6 @@ class Engine:
         self._engine.step()
         return StepOutcome(loss=loss, grad_norm=norm, finite=True)
 
-    def discard(self) -> None:
-        """Forget the micro-batches since the last ``apply`` (every rank, after a last
-        micro-batch)."""
-        gradients.discard(self._engine)
-        self._loss, self._last = None, False
-
-    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> whole shape of every parameter of the module, partitioned or not, in order."""
-        return {
-            name: tuple(getattr(parameter, "ds_shape", parameter.shape))
-            for name, parameter in self.module.named_parameters()
-        }
-
     def updates_made(self) -> int:
         """Updates that the optimizer has made, also before the last restart."""
         return fragments.updates_made(self._engine)
@@ -197,9 +184,8 @@ def build_engine(
         module.float()
     fused = device.type == "cuda" or config.offload_optimizer != Offload.none
     optimizer = torch.optim.AdamW(groups, lr=0.0, fused=fused)
-    with contextlib.redirect_stdout(
-        io.StringIO()
-    ) as printed:  # memory reports of its bf16 optimizer
+    # Its bf16 optimizer prints memory reports.
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         wrapped, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=rendered, dist_init_required=False
         )

@@ -24,16 +24,16 @@ _OWNED = {
     "amp": "engine.dtype",
     "torch_autocast": "engine.dtype with engine.zero_stage=0",
     "train_batch_size": "data.batch.sequences",
-    "managed_gradient_accumulation": "nothing: the engine sets every accumulation boundary itself",
+    "managed_gradient_accumulation": "nothing, the engine sets every accumulation boundary itself",
     "load_universal_checkpoint": "resume",
     "checkpoint": "resume and checkpoint.*",
     "data_efficiency": "data.*",
     "curriculum_learning": "data.*",
     "data_types": "engine.dtype (gradients are accumulated in fp32)",
-    "tensor_parallel": "nothing: there is no tensor parallelism",
-    "pipeline": "nothing: there is no pipeline parallelism",
-    "compression_training": "nothing: there is no compression",
-    "progressive_layer_drop": "nothing: every layer runs",
+    "tensor_parallel": "nothing, there is no tensor parallelism",
+    "pipeline": "nothing, there is no pipeline parallelism",
+    "compression_training": "nothing, there is no compression",
+    "progressive_layer_drop": "nothing, every layer runs",
 }
 """DeepSpeed keys that would change what is learned behind the run config's back, and what sets
 it."""
@@ -133,7 +133,7 @@ def _merge(rendered: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]
         if key in _OWNED and extra[key] != rendered.get(key):
             raise EngineError(
                 f"engine.extra.{key} is not taken: it would contradict the run config. "
-                f"Set {_OWNED[key]} instead."
+                f"Instead: {_OWNED[key]}."
             )
     merged = copy.deepcopy(rendered)
     _merge_into(merged, extra, path="")

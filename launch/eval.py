@@ -1,0 +1,50 @@
+"""Evaluate a run on its held-out data: python launch/eval.py RUN [key=value ...]
+
+RUN is a run directory or one of its checkpoints. Every visual figure is repeated with the pictures
+blanked. Writes results.json beside the run's rows and prints the table.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from command_line import with_clean_errors
+
+from vltrain.assemble.inference import load_run
+from vltrain.data.prepare import prepare_sources
+from vltrain.errors import ConfigError
+from vltrain.evaluate.results import write_point
+from vltrain.evaluate.subject import subject_of
+from vltrain.evaluate.suite import evaluate_model
+from vltrain.evaluate.table import terminal_table
+from vltrain.logs import setup_logging
+
+
+def main() -> None:
+    """Load, measure, write, print."""
+    if len(sys.argv) < 2:
+        raise ConfigError("which run? python launch/eval.py RUN [key=value ...]")
+    setup_logging(rank=0)
+    run = load_run(Path(sys.argv[1]), overrides=sys.argv[2:])
+    prepare_sources(
+        run.config.data.held_out,
+        encoder_for=lambda source: run.encoder,
+        workers=0,
+        faults=run.config.data.faults,
+    )
+    point = evaluate_model(
+        subject_of(run.built, end_id=run.encoder.tokenizer.eos_id),
+        sources=run.config.data.held_out,
+        encoder=run.encoder,
+        config=run.config.evaluate,
+        stage=run.config.stage.name,
+        step=run.checkpoint.manifest.step,
+        model=str(run.checkpoint.directory),
+    )
+    write_point(run.directory, point=point)
+    print(terminal_table([point]))
+
+
+if __name__ == "__main__":
+    with_clean_errors(main)
