@@ -7,6 +7,7 @@ all until the processes know each other; after that a rank that fails says so it
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -24,7 +26,9 @@ from vltrain.runconfig import RunConfig, clean_arguments, from_hydra, register_s
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 USER_ERROR = 2
-GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
+LONGEST_NAME = 200
+"""Characters; most file systems take 255 bytes."""
+GROUPS = sorted({p.parent.name for p in CONF.glob("*/*.yaml")})
 
 
 def run_with_config(task: Callable[[RunConfig], None]) -> None:
@@ -60,11 +64,16 @@ def with_clean_errors(task: Callable[[], None]) -> None:
 
 
 def _named(config: RunConfig) -> RunConfig:
-    """In a sweep, every job is a run of its own, named by what it changes."""
+    """In a sweep, every job is a run of its own, named by the words that the sweep varies (all
+    words would exceed what a file name may be)."""
     state = HydraConfig.get()
     if state.mode is RunMode.MULTIRUN:
-        changes = state.job.override_dirname.replace("'", "").replace("/", "_")
-        config.run.name = f"{config.run.name}/{state.job.num}-{changes}"
+        given = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+        parsed = OverridesParser.create().parse_overrides(given)
+        swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+        changes = [w for w in state.overrides.task if w.lstrip("+~").split("=")[0] in swept]
+        name = ",".join([str(state.job.num), *changes]).replace("'", "").replace("/", "_")
+        config.run.name = f"{config.run.name}/{name[:LONGEST_NAME]}"
     return config
 
 
@@ -73,9 +82,10 @@ def _refuse_misspelt_groups(words: list[str]) -> None:
     names = {word.lstrip("+~").split("=")[0] for word in words if "=" in word}
     if "stage" in names:
         return
-    for name in sorted(names):
+    keys = {field.name for field in dataclasses.fields(RunConfig)}
+    for name in sorted(n for n in names if "." not in n and n not in {*GROUPS, *keys}):
         close = difflib.get_close_matches(name, GROUPS, n=1, cutoff=0.7)
-        if close and name not in GROUPS:
+        if close:
             raise ConfigError(
                 f"{name}=... is no key of this config; did you mean {close[0]}=...? "
                 f"Groups: {', '.join(GROUPS)}"

@@ -1,7 +1,7 @@
 """Export a run for stock transformers: python launch/export.py RUN DIRECTORY
 
-RUN is a run directory or one of its checkpoints. DIRECTORY then loads with AutoModelForImageTextToText
-and AutoProcessor. Needs no GPU.
+RUN is a run directory or one of its checkpoints. DIRECTORY then loads with
+AutoModelForImageTextToText and AutoProcessor. Needs no GPU.
 """
 
 from __future__ import annotations

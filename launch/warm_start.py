@@ -37,6 +37,13 @@ from vltrain.processing.train_tokenizer import train_bpe
 from vltrain.runconfig import RunConfig
 from vltrain.train.warm_start import warm_up
 
+NOTE = (
+    "The stages start from a warm start made on this machine (launch/warm_start.py), standing for "
+    "published "
+    "checkpoints of SAM, SigLIP and the language model: tiny ones, trained on plain text and on "
+    "captions "
+    "of emoji, drawn shapes, signs and words. It saw no question, no answer and no held-out image."
+)
 KEPT = {"language": ("language",), "towers": ("sam", "siglip")}
 TOKENIZER_TEXTS = ("stdlib_text", "text_sft", "emoji_caption", "digits_caption", "ocr_lines")
 
@@ -47,6 +54,8 @@ def make_tokenizer(config: RunConfig) -> None:
     directory = Path(config.model.tokenizer or "")
     vocabulary = config.model.language.vocab_size
     train_bpe(_texts(), vocab_size=vocabulary, directory=directory)
+    notes = Path(config.run.root) / "notes.txt"
+    notes.write_text(NOTE + "\n", encoding="utf-8")
     print(f"tokenizer of {vocabulary} tokens in {directory}")
 
 

@@ -175,8 +175,8 @@ def test_a_table_that_does_not_fit_the_encoding_ends_the_run(tmp_path: Path) -> 
     real = byte_encoder()
 
     class Shorter(Encoder):
-        def piece(self, sample, *, start, tokens, learn=None):
-            return super().piece(sample, start=0, tokens=tokens - 1, learn=learn)
+        def part(self, example, *, start, tokens):
+            return super().part(example, start=0, tokens=tokens - 1)
 
     shorter = Shorter(real.tokenizer, real.geometry, real.rules)
     reader = PieceReader([source], tables=[table], encoder=shorter)
@@ -195,3 +195,18 @@ def test_records_of_the_other_modality_must_be_drawn_by_someone(tmp_path: Path) 
     assert "source 'language' draws 3 language samples" in message
     assert "2 of its shards hold 3 multimodal samples that no source draws" in message
     assert "modality=multimodal" in message
+
+
+def test_a_long_document_is_encoded_once_for_all_its_pieces(tmp_path: Path, monkeypatch) -> None:
+    write_tar(tmp_path / "a.tar", [("0.txt", ("one line of text\n" * 400).encode())])
+    source, table = opened(tmp_path, Modality.language, kind=RecordKind.text)
+    assert table.num_pieces > 3
+    reader = PieceReader([source], tables=[table], encoder=byte_encoder())
+    encoded = []
+    encode = Encoder.encode
+    monkeypatch.setattr(
+        Encoder, "encode", lambda self, s, **more: encoded.append(s.origin) or encode(self, s, **more)
+    )
+    pieces = [reader.read_piece(0, number) for number in range(table.num_pieces)]
+    assert len(encoded) == 1
+    assert sum(len(piece.ids) for piece in pieces) == table.totals["tokens"]

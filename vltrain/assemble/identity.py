@@ -1,4 +1,5 @@
-"""What a run is, in digests: what a checkpoint must agree with to be continued or started from."""
+"""What a run is, in digests and its seed: what a checkpoint must agree with to be continued or
+started from."""
 
 from __future__ import annotations
 
@@ -36,11 +37,13 @@ class Identity:
     recipe: str
     model: str
     tokenizer: str
+    seed: int
 
     def refuse_other(self, manifest: Manifest, *, stage: int) -> None:
         """Raise CheckpointError showing each difference."""
         pairs = (
             ("stage.number", manifest.stage.get("number"), stage),
+            ("run.seed", manifest.seed, self.seed),
             ("data recipe", manifest.recipe_digest, self.recipe),
             ("model", manifest.model_digest, self.model),
             ("tokenizer", manifest.tokenizer_digest, self.tokenizer),
@@ -52,8 +55,6 @@ class Identity:
             raise CheckpointError(
                 "this run directory has a checkpoint of another run: "
                 f"{'; '.join(different)}. Give another run.name, or the config that the run began "
-                "with "
-                "(its config.yaml); ranks, micro-batch, workers and engine may change, the data, "
-                "the "
-                "model and the stage may not"
+                "with (its config.yaml); ranks, micro-batch, workers and engine may change, the "
+                "data, the seed, the model and the stage may not"
             )

@@ -1,7 +1,7 @@
 """A trained run, loaded to be asked, evaluated or exported: one process, no engine.
 
-In: a run directory, or one of its checkpoints. Out: the model with every part in place, and the encoder
-that it was trained with. Memory: one copy of the weights.
+In: a run directory, or one of its checkpoints. Out: the model with every part in place, and the
+encoder that it was trained with. Memory: one copy of the weights.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class LoadedRun:
 def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
     """Load the newest checkpoint of a run, or the checkpoint that ``directory`` is.
 
-    overrides: ``key=value`` words over the run's config. Raises CheckpointError where there is none,
-    ContractError where a frozen part's weights are no longer those that the run was trained beside.
+    overrides: ``key=value`` words over the run's config. Raises CheckpointError where there is
+    none, ContractError where a frozen part's weights are no longer those that the run was trained
+    beside.
     """
     run_directory, checkpoint = _find(directory)
     config = from_file(run_directory / "config.yaml", overrides=overrides)

@@ -109,6 +109,7 @@ class Training:
         return Trainer(
             stage=config.stage.name,
             unit=config.data.mixture.unit,
+            modalities=[source.modality for source in config.data.sources.values()],
             engine=self.engine,
             towers=self.built.frozen,
             loader=loader,

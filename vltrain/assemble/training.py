@@ -25,6 +25,7 @@ from vltrain.checkpoint.manifest import ParamRecord
 from vltrain.checkpoint.reader import check_fits
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore
 from vltrain.data.assign import micro_batches_per_rank
+from vltrain.data.repetition import repetition_warnings
 from vltrain.engine.config import Dtype
 from vltrain.engine.engine import Engine, build_engine
 from vltrain.engine.render import parameter_dtype
@@ -54,6 +55,7 @@ def assemble_training(config: RunConfig, *, predecessors: Collection[int]) -> Tr
         recipe=data.recipe.digest,
         model=model_digest(config.model),
         tokenizer=data.encoder.tokenizer.digest,
+        seed=config.run.seed,
     )
     if resumed is not None:
         identity.refuse_other(resumed.manifest, stage=config.stage.number)
@@ -114,10 +116,13 @@ def _resumed(config: RunConfig, store: CheckpointStore) -> Checkpoint | None:
 def _open_data(config: RunConfig) -> DataPath:
     """As ``open_data``; every rank opens the same catalogs, so the first may speak for all."""
     try:
-        return open_data(config)
+        data = open_data(config)
     except DataError as error:
         error.on_all_ranks = True
         raise
+    for warning in repetition_warnings(data.plan, config.optim.steps):
+        log.warning("%s", warning)
+    return data
 
 
 def _origins(

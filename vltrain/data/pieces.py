@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -35,6 +37,9 @@ from vltrain.errors import DataError
 from vltrain.processing.encode import Encoder
 
 OPEN_TABLES = 256
+KEPT_EXAMPLES = 256
+"""Long documents whose encoding a process keeps: their pieces come near to each other, and encoding
+the whole document again for each would cost its length squared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,6 +169,7 @@ class PieceReader:
         assert [table.name for table in tables] == [source.name for source in sources]
         self._sources, self._tables, self._encoder = tuple(sources), tuple(tables), encoder
         self._readers = tuple(ShardReader(source) for source in sources)
+        self._kept: OrderedDict[tuple[int, int, int], Example] = OrderedDict()
 
     def origin(self, source: int, piece: int) -> Origin:
         """Where a piece's sample lies."""
@@ -179,17 +185,11 @@ class PieceReader:
         shard, row, start, tokens = self._tables[source].locate(piece)
         opened, reader = self._sources[source], self._readers[source]
         members = opened.index(shard).members(row)
-        sample = parse_record(
-            members,
-            origin=self._origin(source, shard, row),
-            kind=opened.config.kind,
-            fields=opened.config.fields,
-            read=lambda member: reader.read(shard, member),
-        )
-        example = self._encoder.piece(sample, start=start, tokens=tokens, learn=opened.config.learn)
+        whole = self._whole(source, shard, row)
+        example = self._encoder.part(whole, start=start, tokens=tokens)
         if len(example.ids) != tokens:
             raise DataError(
-                f"{sample.origin}: the token table says {tokens} tokens, encoding gave "
+                f"{example.origin}: the token table says {tokens} tokens, encoding gave "
                 f"{len(example.ids)}; delete the folder of token tables and run: "
                 f"{PREPARE_COMMAND}"
             )
@@ -199,6 +199,30 @@ class PieceReader:
             for image in example.images
         )
         return replace(example, images=images)
+
+    def _whole(self, source: int, shard: int, row: int) -> Example:
+        """The encoded sample without its images' bytes; kept where it is longer than a piece."""
+        place = (source, shard, row)
+        if place in self._kept:
+            self._kept.move_to_end(place)
+            return self._kept[place]
+        opened, reader = self._sources[source], self._readers[source]
+        sample = parse_record(
+            opened.index(shard).members(row),
+            origin=self._origin(source, shard, row),
+            kind=opened.config.kind,
+            fields=opened.config.fields,
+            read=lambda member: reader.read(shard, member),
+        )
+        whole = self._encoder.encode(sample, learn=opened.config.learn)
+        if len(whole.ids) > self._encoder.rules.sequence_length:
+            self._kept[place] = whole
+            if len(self._kept) > KEPT_EXAMPLES:
+                self._kept.popitem(last=False)
+        return whole
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": OrderedDict()}
 
     def _origin(self, source: int, shard: int, row: int) -> Origin:
         opened = self._sources[source]

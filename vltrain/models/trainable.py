@@ -100,6 +100,8 @@ def describe(modules: Iterable[nn.Module]) -> tuple[PartCount, ...]:
 
 
 def _examples(names: Sequence[str]) -> list[str]:
-    """A few names to learn the spelling from, far apart: one for each first three words."""
+    """A few names to learn the spelling from, far apart: of six groups by their first three
+    words."""
     first_of_group = {".".join(name.split(".")[:3]): name for name in reversed(names)}
-    return sorted(first_of_group.values())[:6]
+    groups = sorted(first_of_group.values())
+    return groups[:: -(-len(groups) // 6)]

@@ -156,13 +156,16 @@ class Encoder:
         Raises RecordFault as ``encode`` does, and DataError where the sample has become too short
         for the piece: what was planned no longer holds.
         """
-        example = self.encode(sample, learn=learn)
+        return self.part(self.encode(sample, learn=learn), start=start, tokens=tokens)
+
+    def part(self, example: Example, *, start: int, tokens: int) -> Example:
+        """As ``piece``, of a whole example that the caller has at hand."""
         if start == 0 and tokens == len(example.ids):
             return example
         if start + tokens > len(example.ids):
             raise DataError(
-                f"{sample.origin}: tokens {start} to {start + tokens} were planned, the sample has "
-                f"{len(example.ids)}; the shard has changed since it was prepared: run "
+                f"{example.origin}: tokens {start} to {start + tokens} were planned, the sample "
+                f"has {len(example.ids)}; the shard has changed since it was prepared: run "
                 "launch/prepare.py again"
             )
         return _slice(example, start=start, end=start + tokens)

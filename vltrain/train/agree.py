@@ -45,22 +45,18 @@ def agree(plan: StepPlan, micros: Sequence[MicroBatch], *, chain_head: str) -> A
         "tokens": _sum_modalities(m.num_tokens for m in micros),
         "images": sum(m.num_images for m in micros),
         "faults": tuple(f for m in micros for f in m.faults),
-        "digests": {
-            n: d for m in micros for n, d in zip(m.pack_numbers, m.pack_digests, strict=True)
-        },
+        "digests": [
+            pair for m in micros for pair in zip(m.pack_numbers, m.pack_digests, strict=True)
+        ],
     }
     ranks = distributed.gather_objects(mine)
-    digests: dict[int, bytes] = {}
-    for part in ranks:
-        digests.update(part["digests"])
+    held = [pair for part in ranks for pair in part["digests"]]
+    digests: dict[int, bytes] = dict(held)
     expected = [pack.number for pack in plan.packs]
-    if sorted(digests) != sorted(expected) or sum(len(p["digests"]) for p in ranks) != len(
-        expected
-    ):
+    if sorted(number for number, _ in held) != sorted(expected):
         raise DataError(
             f"step {plan.step}: the plan has packs {expected[0]} to {expected[-1]} "
-            f"({len(expected)}), the "
-            f"ranks hold {sum(len(p['digests']) for p in ranks)} ({len(digests)} distinct)"
+            f"({len(expected)}), the ranks hold {len(held)} ({len(digests)} distinct)"
         )
     digest = step_digest([digests[number] for number in expected])
     faults = tuple(fault for part in ranks for fault in part["faults"])

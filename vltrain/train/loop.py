@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from vltrain import distributed
-from vltrain.batch import Fault, MicroBatch, StepPlan
+from vltrain.batch import Fault, MicroBatch, Modality, StepPlan
 from vltrain.data.config import RatioUnit
 from vltrain.engine.engine import Engine, StepOutcome
 from vltrain.errors import NonFiniteError
@@ -55,13 +55,15 @@ class Hooks:
 
 
 class Trainer:
-    """Runs the steps that are left. ``steps`` counts the whole stage; ``save_every`` in steps."""
+    """Runs the steps that are left. ``steps`` counts the whole stage; ``save_every`` in steps;
+    ``modalities``: of each source, in recipe order."""
 
     def __init__(
         self,
         *,
         stage: str,
         unit: RatioUnit,
+        modalities: Sequence[Modality],
         engine: Engine,
         towers: Features,
         loader: Iterable[tuple[StepPlan, Sequence[MicroBatch]]],
@@ -72,6 +74,7 @@ class Trainer:
     ) -> None:
         self._stage = stage
         self._unit = unit
+        self._modalities = tuple(modalities)
         self._engine = engine
         self._towers = towers
         self._loader = loader
@@ -156,7 +159,7 @@ class Trainer:
             counters.supervised[modality] += agreed.targets[modality]
         for pack in plan.packs:
             for piece in pack.pieces:
-                counters.samples["multimodal" if piece.images else "language"] += 1
+                counters.samples[self._modalities[piece.source].value] += 1
         counters.images += agreed.images
         counters.packs += len(plan.packs)
         counters.holes += agreed.holes

@@ -1,0 +1,148 @@
+"""Commands as a user types them, run in a workspace of their own, never hanging."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+
+from vltrain.assemble.datapath import build_encoder, open_tokenizer, sources_to_prepare
+from vltrain.data.prepare import prepare_sources
+from vltrain.runconfig import RunConfig, clean_arguments, from_hydra, register_schema
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+NOT_INHERITED = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    *("WANDB_MODE", "WANDB_API_KEY", "WANDB_DISABLED"),
+)
+
+
+# The demo's own words, with a model and steps of test size; sequences are longer than the demo's
+# because 512 tokens spell longer.
+DEMO = (
+    "+experiment=demo",
+    "model=tiny",
+    "model.weights.allow_random=false",
+    "data.packing.sequence_length=512",
+    "data.packing.window_samples=32",
+    "data.mixture.ramp.steps=2",
+    "data.batch.sequences=4",
+    "data.batch.micro=2",
+    "optim.steps=6",
+    "optim.schedule.warmup_steps=1",
+    "optim.lr=1e-3",
+    "checkpoint.every_steps=4",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What a command left. ``code``: exit code (negative: killed by that signal)."""
+
+    code: int
+    out: str
+    err: str
+
+    def said(self, text: str) -> int:
+        """How often the command said ``text``."""
+        return (self.out + self.err).count(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """The three stages as they ran; ``runs`` and ``finished`` by stage number."""
+
+    runs: dict[int, Path]
+    finished: dict[int, Finished]
+
+
+def composed(*words: str) -> RunConfig:
+    """The config of ``launch/train.py words``."""
+    register_schema()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return from_hydra(compose("train", overrides=clean_arguments(words)))
+
+
+def prepare_here(workspace: Path, *words: str) -> None:
+    """What launch/prepare.py does, in this process."""
+    config = composed(*words)
+    with contextlib.chdir(workspace):
+        encoder = build_encoder(config, open_tokenizer(config))
+        prepare_sources(
+            sources_to_prepare(config),
+            encoder_for=lambda source: encoder,
+            workers=0,
+            faults=config.data.faults,
+        )
+
+
+def deepspeed(*options: str) -> tuple[str, ...]:
+    """``deepspeed OPTIONS``, on a port that nobody else uses."""
+    return (str(BIN / "deepspeed"), "--master_port", str(free_port()), *options)
+
+
+def torchrun(*options: str) -> tuple[str, ...]:
+    return (str(BIN / "torchrun"), "--standalone", *options)
+
+
+def python() -> tuple[str, ...]:
+    return (sys.executable,)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch(
+    launcher: tuple[str, ...],
+    *words: str,
+    cwd: Path,
+    script: str = "launch/train.py",
+    kill_when: Callable[[], bool] | None = None,
+    seconds: float = 150,
+) -> Finished:
+    """Run ``launcher script words`` to its end, or SIGKILL all its processes at once as soon as
+    ``kill_when()`` holds (or ``seconds`` are over)."""
+    logs = [cwd / "launch.out", cwd / "launch.err"]
+    with logs[0].open("w") as out, logs[1].open("w") as err:
+        process = subprocess.Popen(
+            [*launcher, script, *words],
+            cwd=cwd,
+            env=environment(),
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+        end = time.monotonic() + seconds
+        while process.poll() is None:
+            if time.monotonic() > end or (kill_when is not None and kill_when()):
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                break
+            time.sleep(0.01)
+    return Finished(code=process.returncode, out=logs[0].read_text(), err=logs[1].read_text())
+
+
+def environment() -> Mapping[str, str]:
+    """This process's, less what a launcher or wandb would take from it."""
+    kept = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+    return kept | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "NETRC": os.devnull}
+
+
+def rows_of(run: Path) -> list[dict]:
+    """steps.jsonl of a run."""
+    lines = (run / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,182 @@
+"""What can be wrong with a run: each is one clear message and exit code 2, before anything
+trains."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from launching import DEMO, Finished, Stages
+
+Refused = Callable[..., str]
+InProcess = Callable[..., Finished]
+
+
+def test_stage_4_lists_the_stages(in_process: InProcess) -> None:
+    ended = in_process("stage=4", *DEMO)
+    assert ended.code == 1  # Hydra's
+    assert "Could not find 'stage/4'" in ended.err
+    assert "Available options in 'stage':\n\t1\n\t2\n\t3\n" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_a_misspelt_stage(refused: Refused) -> None:
+    said = refused("stgae=2", *DEMO)
+    assert "stgae=... is no key of this config; did you mean stage=...?" in said
+
+
+def test_no_stage_at_all(in_process: InProcess) -> None:
+    ended = in_process(*DEMO)
+    assert ended.code == 1
+    assert "You must specify 'stage', e.g, stage=<OPTION>" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_a_misspelt_key(in_process: InProcess) -> None:
+    ended = in_process("stage=1", *DEMO, "optim.lrr=1")
+    assert ended.code == 1
+    assert "Could not override 'optim.lrr'" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_a_value_of_the_wrong_type(in_process: InProcess) -> None:
+    ended = in_process("stage=1", *DEMO, "optim.steps=many")
+    assert ended.code == 1
+    assert "Value 'many' of type 'str' could not be converted to Integer" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_no_data(refused: Refused) -> None:
+    said = refused("stage=2")
+    assert "data.sources.interleaved.path is not set" in said
+    assert "launch/prepare.py" in said
+    assert "+experiment=demo" in said
+
+
+def test_no_predecessor(refused: Refused, stages: Stages) -> None:
+    said = refused("stage=2", *DEMO, "run.name=none", "init_from=null")
+    assert "no weights are given for sam, siglip, language" in said
+    assert "init_from=runs/NAME" in said
+
+
+def test_a_predecessor_that_is_not_there(refused: Refused, stages: Stages) -> None:
+    said = refused("stage=2", *DEMO, "run.name=none", "init_from=runs/demo/nothing")
+    assert "init_from=runs/demo/nothing is neither a run directory with checkpoints" in said
+
+
+def test_stage_3_from_stage_1(refused: Refused, stages: Stages) -> None:
+    said = refused("stage=3", *DEMO, "run.name=none", "init_from=runs/demo/stage1")
+    assert "is of stage 1 (align); this stage starts from published weights or stage 2" in said
+
+
+def test_other_base_weights(refused: Refused, stages: Stages) -> None:
+    said = refused("stage=2", *DEMO, "run.name=none", "model.weights.sam=other/sam")
+    assert "The weights of sam at other/sam have the digest" in said
+    assert "model.weights.sam=PATH" in said
+
+
+def test_weights_that_the_predecessor_trained(refused: Refused, stages: Stages) -> None:
+    said = refused("stage=3", *DEMO, "run.name=none", "model.weights.language=other/language")
+    assert "would replace weights that" in said
+
+
+def test_weights_that_are_not_there(refused: Refused, stages: Stages) -> None:
+    said = refused("stage=1", *DEMO, "run.name=none", "model.weights.sam=nowhere")
+    assert "nowhere" in said
+
+
+def test_a_freeze_pattern_that_matches_nothing(refused: Refused, stages: Stages) -> None:
+    said = refused("stage=2", *DEMO, "run.name=none", "stage.freeze=[language.layer.0.*]")
+    assert "freeze pattern 'language.layer.0.*' matches no parameter" in said
+    assert "language.model." in said
+
+
+def test_an_unknown_part(refused: Refused) -> None:
+    said = refused("stage=2", *DEMO, "stage.trainable=[adaptor,languag]")
+    assert "'languag'; this model's parts are sam, siglip, adaptor, language" in said
+
+
+def test_a_part_that_must_stay_frozen(refused: Refused) -> None:
+    said = refused("stage=2", *DEMO, "stage.trainable=[adaptor,language,siglip]")
+    assert "stage 2 (pretrain)" in said
+    assert "siglip" in said
+
+
+def test_no_tokenizer(refused: Refused, workspace: Path) -> None:
+    said = refused("stage=1", *DEMO, "run.name=none", "model.tokenizer=nowhere")
+    assert "no tokenizer.json in nowhere" in said
+
+
+def test_a_missing_shard(refused: Refused, stages: Stages) -> None:
+    shards = '"data/demo/emoji_caption/train/emoji_caption-{000000..000001}.tar"'
+    said = refused("stage=1", *DEMO, "run.name=none", f"data.sources.emoji.path={shards}")
+    assert "source 'emoji': 1 of 2 shard names match no file" in said
+    assert "emoji_caption-000001.tar" in said
+
+
+def test_a_source_that_is_not_prepared(refused: Refused, stages: Stages, workspace: Path) -> None:
+    shutil.copytree(
+        workspace / "data/demo/emoji_caption/train",
+        workspace / "fresh",
+        ignore=shutil.ignore_patterns(".vltrain"),
+        dirs_exist_ok=True,
+    )
+    said = refused("stage=1", *DEMO, "run.name=none", "data.sources.emoji.path=fresh")
+    assert "python launch/prepare.py" in said
+    assert "emoji" in said
+
+
+def test_a_shard_that_changed(refused: Refused, stages: Stages, workspace: Path) -> None:
+    folder = workspace / "changed"
+    shutil.copytree(workspace / "data/demo/emoji_caption/train", folder, dirs_exist_ok=True)
+    with (folder / "emoji_caption-000000.tar").open("ab") as shard:
+        shard.write(bytes(512))
+    said = refused("stage=1", *DEMO, "run.name=none", "data.sources.emoji.path=changed")
+    assert "emoji_caption-000000.tar" in said
+    assert "python launch/prepare.py" in said
+
+
+def test_lengths_that_were_not_measured(refused: Refused, stages: Stages) -> None:
+    said = refused("stage=1", *DEMO, "run.name=none", "data.packing.sequence_length=300")
+    assert "python launch/prepare.py" in said
+
+
+CHANGED = {
+    "data.batch.sequences=8": "data recipe",
+    "data.mixture.language_share=0.5": "data recipe",
+    "data.sources.emoji.weight=9": "data recipe",
+    "run.seed=5": "run.seed: 0 there, 5 here",
+    "model.language.norm_eps=1e-5": "model",
+}
+
+
+@pytest.mark.parametrize("word", CHANGED)
+def test_another_run_in_the_same_directory(refused: Refused, stages: Stages, word: str) -> None:
+    said = refused("stage=2", *DEMO, "init_from=runs/demo/stage1", word)
+    assert "this run directory has a checkpoint of another run" in said
+    assert CHANGED[word] in said
+    assert "Give another run.name" in said
+
+
+def test_another_stage_in_the_same_directory(refused: Refused, stages: Stages) -> None:
+    said = refused("stage=3", *DEMO, "run.name=stage2")
+    assert "stage.number: 2 there, 3 here" in said
+
+
+def test_resume_never(refused: Refused, stages: Stages) -> None:
+    said = refused("stage=1", *DEMO, "resume=never")
+    assert "runs/demo/stage1 already has a checkpoint of step 6" in said
+
+
+def test_resume_required(refused: Refused, stages: Stages) -> None:
+    said = refused("stage=1", *DEMO, "run.name=none", "resume=required")
+    assert "resume=required, and runs/demo/none/checkpoints has no checkpoint" in said
+
+
+def test_a_refused_run_leaves_the_old_one_alone(stages: Stages, refused: Refused) -> None:
+    run = stages.runs[1]
+    before = {p: p.read_bytes() for p in run.iterdir() if p.is_file()}
+    refused("stage=1", *DEMO, "data.batch.sequences=8")
+    assert {p: p.read_bytes() for p in run.iterdir() if p.is_file()} == before

@@ -1,0 +1,77 @@
+"""Words to a config, errors to one message and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from vltrain import distributed
+from vltrain.errors import ConfigError, DataError
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """launch/command_line.py, imported as the scripts beside it do."""
+    monkeypatch.syspath_prepend(str(LAUNCH))
+    monkeypatch.delenv("RANK", raising=False)
+    import command_line
+
+    yield command_line
+    sys.modules.pop("command_line")
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+def test_an_error_is_one_line_and_exit_code_2(command_line, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command_line.with_clean_errors(lambda: fail(ConfigError("x=1: choose y")))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: x=1: choose y\n"
+
+
+def test_the_first_rank_speaks_for_all(command_line, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as ended:
+        command_line.with_clean_errors(lambda: fail(ConfigError("x=1: choose y")))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_rank_that_fails_alone_says_so_itself(command_line, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    with pytest.raises(SystemExit):
+        command_line.with_clean_errors(lambda: fail(DataError("shard.tar is gone")))
+    assert capsys.readouterr().err == "rank 1: error: shard.tar is gone\n"
+
+
+def test_our_own_mistakes_keep_their_traceback(command_line) -> None:
+    with pytest.raises(KeyError):
+        command_line.with_clean_errors(lambda: fail(KeyError("ours")))
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [(["stgae=2"], "stage"), (["modle=tiny", "optim.lr=1"], "model"), (["+optm=x"], "optim")],
+)
+def test_a_misspelt_group_is_named(command_line, words: list[str], meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean {meant}=...") as error:
+        command_line._refuse_misspelt_groups(words)
+    assert "data, engine, experiment, model, optim, stage" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["stage=1", "stgae=2"], ["optim.lr=1"], ["data=x"], ["resume=never"], ["--cfg", "job"]],
+)
+def test_other_words_are_left_to_hydra(command_line, words: list[str]) -> None:
+    command_line._refuse_misspelt_groups(words)

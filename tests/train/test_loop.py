@@ -1,0 +1,239 @@
+"""The loop with a fake engine: what it divides by, what it skips, where it stops and saves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vltrain.batch import (
+    IGNORE,
+    Fault,
+    MicroBatch,
+    Modality,
+    Origin,
+    PackPlan,
+    PieceRef,
+    StepPlan,
+)
+from vltrain.data.config import RatioUnit
+from vltrain.engine.engine import StepOutcome
+from vltrain.errors import DataError, NonFiniteError
+from vltrain.metrics.rows import StepRow
+from vltrain.train.loop import Hooks, Progress, Trainer
+
+ORIGIN = Origin(source="text", shard="a.tar", key="k")
+
+
+class FakeEngine:
+    """Loss sum of a micro-batch: the sum of its targets. Records every call."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, *, not_finite_at: int = -1) -> None:
+        self.calls: list[tuple] = []
+        self._losses: list[float] = []
+        self._left = not_finite_at
+
+    def begin_micro(self, *, last: bool) -> None:
+        self.calls.append(("begin", last))
+
+    def forward(self, inputs: dict) -> torch.Tensor:
+        targets = inputs["targets"]
+        return targets[targets != IGNORE].sum().float()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._losses.append(float(loss))
+
+    def apply(self, rates: dict[str, float]) -> StepOutcome:
+        loss, self._losses = sum(self._losses), []
+        self.calls.append(("apply", rates["adaptor"]))
+        self._left -= 1
+        finite = self._left != -1
+        return StepOutcome(loss=loss if finite else float("nan"), grad_norm=1.0, finite=finite)
+
+
+class NoTowers:
+    def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {}
+
+
+def micro(number: int, targets: Sequence[int], *, faults: tuple[Fault, ...] = ()) -> MicroBatch:
+    """One pack of language tokens with these targets."""
+    row = torch.tensor([[*targets, IGNORE]])
+    zeros = torch.zeros_like(row)
+    return MicroBatch(
+        ids=zeros,
+        positions=zeros,
+        segments=zeros.int(),
+        targets=row,
+        image_positions=torch.zeros(0, dtype=torch.int64),
+        images=torch.zeros(0, 4, 4, 3, dtype=torch.uint8),
+        num_targets={"language": len(targets), "multimodal": 0},
+        num_tokens={"language": len(targets) + 1, "multimodal": 0},
+        num_images=0,
+        pack_numbers=(number,),
+        pack_digests=(bytes([number]) * 16,),
+        origins=((ORIGIN,),),
+        faults=faults,
+    )
+
+
+def plan(step: int, numbers: Sequence[int]) -> StepPlan:
+    piece = PieceRef(source=0, piece=0, tokens=3, supervised=2, image_tokens=0, images=0)
+    packs = tuple(
+        PackPlan(number=n, modality=Modality.language, lane=0, pieces=(piece,)) for n in numbers
+    )
+    return StepPlan(
+        step=step,
+        modality=Modality.language,
+        packs=packs,
+        tokens={"language": 3 * len(packs), "multimodal": 0},
+        supervised={"language": 2 * len(packs), "multimodal": 0},
+        language_share_target=1.0,
+        cursor_after={"after": step},
+    )
+
+
+class Recorder:
+    """Hooks that remember."""
+
+    def __init__(self) -> None:
+        self.rows: list[StepRow] = []
+        self.saved: list[tuple[int, dict | None]] = []
+        self.faults: list[tuple[int, int]] = []
+
+    def hooks(self) -> Hooks:
+        return Hooks(
+            row=self.rows.append,
+            faults=lambda plan, faults: self.faults.append((plan.step, len(faults))),
+            save=lambda progress: self.saved.append((progress.step, progress.cursor)),
+            learning_rates=lambda step: {"adaptor": 0.1 * (step + 1)},
+        )
+
+
+def trainer(
+    loader,
+    *,
+    engine: FakeEngine,
+    recorder: Recorder,
+    steps: int,
+    save_every: int = 100,
+    progress: Progress | None = None,
+) -> Trainer:
+    return Trainer(
+        stage="align",
+        unit=RatioUnit.tokens,
+        modalities=[Modality.language],
+        engine=engine,  # type: ignore[arg-type]
+        towers=NoTowers(),
+        loader=loader,
+        hooks=recorder.hooks(),
+        progress=progress or Progress(),
+        steps=steps,
+        save_every=save_every,
+    )
+
+
+def two_steps() -> list:
+    return [
+        (plan(0, [0, 1]), [micro(0, [6]), micro(1, [1, 1, 1, 3])]),
+        (plan(1, [2]), [micro(2, [4, 2])]),
+    ]
+
+
+def test_loss_is_the_mean_over_the_label_tokens_of_the_step() -> None:
+    engine, recorder = FakeEngine(), Recorder()
+    progress = trainer(two_steps(), engine=engine, recorder=recorder, steps=2).run()
+    # (6 + 6) / 5 label tokens; a mean of the two means would be 3.75.
+    assert [row.loss for row in recorder.rows] == pytest.approx([12 / 5, 3.0])
+    assert engine.calls == [
+        ("begin", False),
+        ("begin", True),
+        ("apply", pytest.approx(0.1)),
+        ("begin", True),
+        ("apply", pytest.approx(0.2)),
+    ]
+    assert progress.step == 2
+    assert progress.cursor == {"after": 1}
+    assert progress.counters.supervised == {"language": 7, "multimodal": 0}
+    assert progress.counters.tokens == {"language": 10, "multimodal": 0}
+    assert progress.counters.packs == 3
+    assert recorder.rows[0].supervised == {"language": 5, "multimodal": 0}
+    assert recorder.rows[0].chain != recorder.rows[1].chain == progress.chain
+
+
+def test_a_step_without_labels_is_skipped_and_counted() -> None:
+    engine, recorder = FakeEngine(), Recorder()
+    loader = [(plan(0, [0]), [micro(0, [])]), two_steps()[1]]
+    progress = trainer(loader, engine=engine, recorder=recorder, steps=2).run()
+    assert progress.counters.skipped_steps == 1
+    assert progress.step == 2
+    assert [row.skipped for row in recorder.rows] == [True, False]
+    assert recorder.rows[0].loss is None
+    assert recorder.rows[0].grad_norm is None
+    assert [call for call in engine.calls if call[0] == "apply"] == [("apply", pytest.approx(0.2))]
+
+
+def test_a_step_that_is_not_finite_ends_the_run() -> None:
+    engine, recorder = FakeEngine(not_finite_at=1), Recorder()
+    loader = [*two_steps(), (plan(2, [3]), [micro(3, [1])])]
+    run = trainer(loader, engine=engine, recorder=recorder, steps=3, save_every=2)
+    with pytest.raises(NonFiniteError, match=r"step 1: loss nan.*nothing was updated"):
+        run.run()
+    assert [row.skipped for row in recorder.rows] == [False, True]
+    assert recorder.saved == []
+
+
+def test_saves_on_the_way_and_at_the_end() -> None:
+    recorder = Recorder()
+    loader = [(plan(n, [n]), [micro(n, [1])]) for n in range(9)]
+    trainer(loader, engine=FakeEngine(), recorder=recorder, steps=5, save_every=2).run()
+    assert [step for step, _ in recorder.saved] == [2, 4, 5]
+    assert recorder.saved[-1][1] == {"after": 4}
+    assert len(recorder.rows) == 5
+
+
+def test_the_end_of_the_data_saves_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder()
+    with caplog.at_level("WARNING", logger="vltrain.train.loop"):
+        trainer(two_steps(), engine=FakeEngine(), recorder=recorder, steps=5).run()
+    assert [step for step, _ in recorder.saved] == [2]
+    assert "The data ended after step 2 of 5" in caplog.text
+
+
+def test_goes_on_from_where_it_was() -> None:
+    recorder, progress = Recorder(), Progress(step=1, cursor={"after": 0}, chain="ab" * 16)
+    loader = two_steps()[1:]
+    trainer(loader, engine=FakeEngine(), recorder=recorder, steps=2, progress=progress).run()
+    assert [row.step for row in recorder.rows] == [2]
+    assert recorder.rows[0].lr == {"adaptor": pytest.approx(0.2)}
+
+
+def test_faults_are_handed_on_and_holes_counted() -> None:
+    fault = Fault(origin=ORIGIN, reason="truncated", detail="half", action="hole")
+    recorder = Recorder()
+    loader = [(plan(0, [0]), [micro(0, [1, 2], faults=(fault,))])]
+    progress = trainer(loader, engine=FakeEngine(), recorder=recorder, steps=1).run()
+    assert recorder.faults == [(0, 1)]
+    assert recorder.rows[0].holes == progress.counters.holes == 1
+
+
+@pytest.mark.parametrize("held", [[0], [0, 2], [0, 1, 1]])
+def test_packs_that_are_not_the_plans_end_the_run(held: list[int]) -> None:
+    loader = [(plan(0, [0, 1]), [micro(n, [1]) for n in held])]
+    run = trainer(loader, engine=FakeEngine(), recorder=Recorder(), steps=1)
+    with pytest.raises(DataError, match="step 0: the plan has packs 0 to 1"):
+        run.run()
+
+
+def test_the_chain_tells_steps_of_the_same_data_apart() -> None:
+    recorder = Recorder()
+    same = micro(0, [1])
+    loader = [(replace(plan(n, [0]), step=n), [same]) for n in (0, 1)]
+    trainer(loader, engine=FakeEngine(), recorder=recorder, steps=2).run()
+    first, second = recorder.rows
+    assert first.digest == second.digest
+    assert first.chain != second.chain
