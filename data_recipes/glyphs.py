@@ -1,7 +1,8 @@
-"""SYNTHETIC caption pairs: one digit or letter in a font that matplotlib ships, turned, slanted and bent.
+"""SYNTHETIC caption pairs: one digit or letter in a font that matplotlib ships, turned, slanted and
+bent.
 
-For warming up the towers: strokes that make signs, as a published encoder has met them by the million.
-No handwriting is among them, so MNIST stays new to whatever learned from these.
+For warming up the towers: strokes that make signs, as a published encoder has met them by the
+million. No handwriting is among them, so MNIST stays new to whatever learned from these.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_control: dist.ProcessGroup | None = None
+_control: Any = None  # the gloo group, once it is open
 
 
 def rank() -> int:

@@ -115,7 +115,8 @@ def from_hydra(composed: DictConfig) -> RunConfig:
 def from_file(path: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
     """The config that a run wrote (its config.yaml), with ``key=value`` words laid over it.
 
-    Raises ConfigError where the file is absent, or a word names a key that the config does not have.
+    Raises ConfigError where the file is absent, or a word names a key that the config does not
+    have.
     """
     if not path.is_file():
         raise ConfigError(

@@ -205,7 +205,9 @@ def test_a_long_document_is_encoded_once_for_all_its_pieces(tmp_path: Path, monk
     encoded = []
     encode = Encoder.encode
     monkeypatch.setattr(
-        Encoder, "encode", lambda self, s, **more: encoded.append(s.origin) or encode(self, s, **more)
+        Encoder,
+        "encode",
+        lambda self, s, **more: encoded.append(s.origin) or encode(self, s, **more),
     )
     pieces = [reader.read_piece(0, number) for number in range(table.num_pieces)]
     assert len(encoded) == 1

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, SamConfig, SamModel, SiglipConfig, Si
 from transformers.models.sam.modeling_sam import SamVisionModel
 from transformers.models.siglip.modeling_siglip import SiglipVisionModel
 
-from vltrain.errors import ConfigError, WeightsError
+from vltrain.errors import WeightsError
 from vltrain.models.build import build_model
 from vltrain.models.published import llama_config
 from vltrain.models.vision import sam_vision_config, siglip_vision_config
@@ -18,7 +18,6 @@ from vltrain.models.weights import (
     load_weights,
     part_digest,
     published_digests,
-    refuse_random,
     tensor_digest,
     tensor_digests,
 )
@@ -164,22 +163,6 @@ def test_the_wrong_layout_for_a_part_is_all_missing(tiny, tmp_path):
     SamVisionModel(sam_vision_config(tiny.sam)).save_pretrained(tmp_path)
     with pytest.raises(WeightsError, match=r"missing siglip\.embeddings"):
         load_weights(_fresh(tiny), directories={"siglip": tmp_path})
-
-
-def test_a_frozen_random_part_is_refused_unless_allowed(config_of):
-    config = config_of("tiny", {"weights": {"allow_random": False}})
-    with pytest.raises(ConfigError, match=r"for sam, siglip, .*model\.weights\.sam=DIRECTORY"):
-        refuse_random(config, trainable=["adaptor"], loaded=["language"])
-    assert refuse_random(config, trainable=["adaptor"], loaded=["sam", "siglip", "language"]) == (
-        "adaptor",
-    )
-    config.weights.allow_random = True
-    assert refuse_random(config, trainable=["adaptor"], loaded=[]) == (
-        "sam",
-        "siglip",
-        "adaptor",
-        "language",
-    )
 
 
 def test_a_digest_depends_on_bytes_shape_and_type():

@@ -19,16 +19,19 @@ from vltrain.assemble.datapath import DataPath, step_loader
 from vltrain.assemble.frozen import FrozenDigests, frozen_digests, refuse_changed, summarise
 from vltrain.assemble.identity import Identity
 from vltrain.assemble.recording import Recording
+from vltrain.assemble.shapes import model_shape
 from vltrain.batch import Fault, StepPlan
 from vltrain.checkpoint.manifest import Manifest, ParamRecord, PartRecord, versions
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore
 from vltrain.data.faults import FaultBudget
 from vltrain.engine.engine import Engine
 from vltrain.metrics.summary import write_summary
+from vltrain.metrics.throughput import Work, count_flops
 from vltrain.models.build import BuiltModel
 from vltrain.models.trainable import describe, part_of
 from vltrain.optim.schedules import learning_rate
 from vltrain.runconfig import RunConfig, to_yaml
+from vltrain.train.agree import AgreedStep
 from vltrain.train.counters import Counters
 from vltrain.train.loop import Hooks, Progress, Trainer
 
@@ -105,6 +108,7 @@ class Training:
             faults=self._count_faults,
             save=self._save,
             learning_rates=self._learning_rates,
+            flops=self._flops,
         )
         return Trainer(
             stage=config.stage.name,
@@ -124,6 +128,17 @@ class Training:
             part: learning_rate(step, config=self.config.optim, part=part)
             for part in self.engine.parts
         }
+
+    def _flops(self, plan: StepPlan, agreed: AgreedStep) -> float:
+        """Operations of the step (padding left out), for throughput and utilisation."""
+        work = Work(
+            images=agreed.images,
+            tokens=sum(agreed.tokens.values()),
+            targets=agreed.num_targets,
+            sum_squared_document_tokens=sum(p.tokens**2 for k in plan.packs for p in k.pieces),
+        )
+        shape = model_shape(self.config.model)
+        return count_flops(shape, trained=self.config.stage.trainable, work=work).total
 
     def _count_faults(self, plan: StepPlan, faults: tuple[Fault, ...]) -> None:
         """On every rank, with the same gathered faults, so that all stop together."""

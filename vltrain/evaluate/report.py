@@ -1,4 +1,4 @@
-"""``report.html`` and ``quickstart.png``: what a set of runs did, for people.
+"""``report.html`` and ``overview.png``: what a set of runs did, for people.
 
 In: run directories (see ``run_view``), folders with data cards, notes. Out: one HTML file that
 needs nothing beside itself (pictures inside), and one PNG. Everything is drawn from the files of

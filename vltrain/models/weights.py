@@ -8,19 +8,19 @@ that it started from.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 import xxhash
 from torch import Tensor
 
-from vltrain.errors import ConfigError, WeightsError
+from vltrain.errors import WeightsError
 from vltrain.models.adaptor import HybridAdaptor
 from vltrain.models.build import BuiltModel, start_neck_from_sam
 from vltrain.models.config import ModelConfig
 from vltrain.models.layouts import PublishedDirectory
-from vltrain.models.trainable import part_of, parts_of
+from vltrain.models.trainable import part_of
 
 
 def load_weights(built: BuiltModel, *, directories: Mapping[str, str | Path]) -> None:
@@ -39,23 +39,6 @@ def load_weights(built: BuiltModel, *, directories: Mapping[str, str | Path]) ->
         _load(built.config, part=part, directory=Path(directory), expected=expected)
     if fresh_adaptor and isinstance(built.module.adaptor, HybridAdaptor):
         start_neck_from_sam(built.module.adaptor, built.tower("sam"))
-
-
-def refuse_random(
-    config: ModelConfig, *, trainable: Collection[str], loaded: Collection[str]
-) -> tuple[str, ...]:
-    """The parts that stay freshly initialised. Raises ConfigError if one of them does not train
-    and ``model.weights.allow_random`` is off: a frozen random part is nearly always a forgotten
-    path."""
-    random = tuple(part for part in parts_of(config) if part not in loaded)
-    useless = [part for part in random if part not in trainable]
-    if useless and not config.weights.allow_random:
-        raise ConfigError(
-            f"no weights are given for {', '.join(useless)}, which would stay frozen at random "
-            f"values. Set {', '.join(f'model.weights.{part}=DIRECTORY' for part in useless)}, or "
-            "init_from=RUN, or model.weights.allow_random=true if random is meant"
-        )
-    return random
 
 
 def published_digests(config: ModelConfig, *, part: str, directory: str | Path) -> dict[str, str]:

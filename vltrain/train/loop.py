@@ -52,6 +52,7 @@ class Hooks:
     faults: Callable[[StepPlan, tuple[Fault, ...]], None]  # all ranks: the budget stops them all
     save: Callable[[Progress], None]  # all ranks (collective)
     learning_rates: Callable[[int], dict[str, float]]  # steps done -> rate per part
+    flops: Callable[[StepPlan, AgreedStep], float]  # of the model, forward and backward
 
 
 class Trainer:
@@ -119,12 +120,8 @@ class Trainer:
         if outcome is not None and not outcome.finite:
             raise NonFiniteError(
                 f"step {plan.step}: loss {outcome.loss}, gradient norm {outcome.grad_norm}; "
-                "nothing "
-                "was updated and the run stops here. The step's data: launch/inspect_data.py; try "
-                "a "
-                "lower optim.lr or a longer optim.schedule.warmup_steps and start again from the "
-                "last "
-                "checkpoint"
+                "nothing was updated and the run stops here. Try a lower optim.lr or a longer "
+                "optim.schedule.warmup_steps; the same command goes on from the last checkpoint"
             )
 
     def _update(
@@ -199,4 +196,5 @@ class Trainer:
             seconds=time.monotonic() - begin,
             data_wait_seconds=waited,
             skipped=outcome is None or not outcome.finite,
+            model_flops=self._hooks.flops(plan, agreed),
         )

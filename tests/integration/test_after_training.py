@@ -1,0 +1,96 @@
+"""What a user does with a finished run: evaluate, report, ask, export for stock transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from vltrain.assemble.inference import load_run
+from vltrain.batch import Role, StoredImage, Turn
+from vltrain.evaluate.subject import subject_of
+from vltrain.models.pixels import pixel_view
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "red.png"
+    Image.new("RGB", (50, 40), (250, 20, 20)).save(path)
+    return path
+
+
+def test_evaluate_then_report(stages, in_process, workspace: Path) -> None:
+    ended = in_process("runs/demo/stage3", "evaluate.max_samples=4", script="eval")
+    assert ended.code == 0, ended.err
+    assert "easy_vqa" in ended.out
+    assert "text, loss" in ended.out
+    stored = json.loads((stages.runs[3] / "results.json").read_text())
+    assert {"text", "easy_vqa", "digits_qa"} <= set(stored["points"][-1]["held_out"])
+    ended = in_process("runs/demo", script="report")
+    assert ended.code == 0, ended.err
+    page = (workspace / "runs/demo/report.html").read_text()
+    assert "finetune" in page
+    assert (workspace / "runs/demo/overview.png").stat().st_size > 10_000
+
+
+def test_ask(stages, in_process, picture: Path) -> None:
+    ended = in_process("runs/demo/stage3", str(picture), "what color is the shape?", script="ask")
+    assert ended.code == 0, ended.err
+
+
+def test_bad_questions_are_refused(stages, refused, picture: Path, tmp_path: Path) -> None:
+    no_picture = tmp_path / "notes.png"
+    no_picture.write_text("not a picture")
+    said = refused("runs/demo/stage3", str(no_picture), "what?", script="ask")
+    assert "notes.png is no picture" in said
+    said = refused("runs/demo/nowhere", str(picture), "what?", script="ask")
+    assert "neither a run directory" in said
+    said = refused("runs/demo/nowhere", script="eval")
+    assert "neither a run directory" in said
+    said = refused("runs/demo/stage3", "evaluate.max_sample=3", script="eval")
+    assert "max_sample" in said
+
+
+def test_an_export_gives_the_same_logits_in_stock_transformers(
+    stages, in_process, refused, workspace: Path, picture: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    target = tmp_path / "exported"
+    ended = in_process("runs/demo/stage3", str(target), script="export")
+    assert ended.code == 0, ended.err
+    assert "is not empty" in refused("runs/demo/stage3", str(target), script="export")
+
+    run = load_run(workspace / "runs/demo/stage3")
+    image = StoredImage(member="red.png", data=picture.read_bytes(), width=50, height=40)
+    turn = Turn(role=Role.user, content=(0, "\nwhat color is the shape?"))
+    prompt = run.encoder.prompt_ids((turn,), (image,))
+    ids = torch.from_numpy(prompt.ids).long()[None]
+    squares = torch.from_numpy(subject_of(run.built, end_id=1).squares(prompt))
+    views = {
+        part: pixel_view(run.config.model, part=part, images=squares, dtype=torch.float32)
+        for part in ("sam", "siglip")
+    }
+    stock = AutoModelForImageTextToText.from_pretrained(target)
+    with torch.no_grad():
+        theirs = stock(
+            input_ids=ids, pixel_values=views["siglip"], high_res_pixel_values=views["sam"]
+        ).logits
+        places = (ids == run.config.model.image_token_id).flatten().nonzero()[:, 0]
+        positions, segments = torch.arange(ids.shape[1])[None], torch.ones_like(ids)
+        hidden = run.built.module.hidden(
+            ids, positions, segments, places, run.built.frozen.encode(squares)
+        )
+        ours = run.built.module.language.lm_head(hidden)
+    assert (ours - theirs).abs().max() < 1e-5
+
+    processor = AutoProcessor.from_pretrained(target)
+    content = [{"type": "image"}, {"type": "text", "text": "\nwhat color is the shape?"}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    batch = processor(text=text, images=[Image.open(picture)], return_tensors="pt")
+    assert batch["input_ids"][0].tolist() == ids[0].tolist()
