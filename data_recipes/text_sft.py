@@ -28,7 +28,7 @@ _QUESTIONS = {
 }
 _CALL_QUESTION = "How is it called?"
 _TWO_TURN_SHARE = 0.25
-_ANSWER_CHARACTERS = (25, 160)
+_ANSWER_CHARACTERS = (25, 400)
 _SIGNATURE_CHARACTERS = 120
 _NOT_PROSE = (">>>", "-", "*", ":", "=", "@")
 _TABULAR = re.compile(r" -- .* -- |[=~-]{3,}|>>>")
@@ -44,7 +44,6 @@ def card() -> Card:
         synthetic=False,
         expected={Split.train: between(3000, 7000), Split.held_out: between(60, 600)},
         attribution=stdlib_docs.ATTRIBUTION,
-        revision=2,
     )
 
 

@@ -42,7 +42,7 @@ NOTE = (
     "published "
     "checkpoints of SAM, SigLIP and the language model: tiny ones, trained on plain text and on "
     "captions "
-    "of emoji, drawn shapes, signs and words. It saw no question, no answer and no held-out image."
+    "of emoji, drawn shapes and words. It saw no question, no answer and no held-out image."
 )
 KEPT = {"language": ("language",), "towers": ("sam", "siglip")}
 TOKENIZER_TEXTS = ("stdlib_text", "text_sft", "emoji_caption", "digits_caption", "ocr_lines")
