@@ -2,7 +2,10 @@
 # make test         everything that CI runs
 # Each does all its set-up on a machine that has only Python 3.11 or 3.12, git and make.
 
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+# The first that runs and is 3.11 or 3.12 (a name on PATH may be a version manager's empty promise).
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
+	&& echo $$p && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -17,6 +20,7 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: install quickstart test test-slow lint format typecheck clean
 
 $(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found; set PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt --upgrade pip setuptools wheel
 	$(BIN)/python -m pip install -q -c constraints.txt torch numpy ninja packaging psutil py-cpuinfo
