@@ -7,12 +7,14 @@ prints the table of held-out results.
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from command_line import with_clean_errors
 
 from vltrain.errors import DataError
 from vltrain.evaluate.report import write_report
+from vltrain.evaluate.results import read_points
 from vltrain.evaluate.run_view import find_runs
 from vltrain.runconfig import from_file
 
@@ -35,6 +37,7 @@ def main() -> None:
         if (folder / NOTES).is_file()
         for line in (folder / NOTES).read_text(encoding="utf-8").splitlines()
     ]
+    notes += _what_the_first_stage_shows(runs[0])
     table = write_report(
         runs,
         html=html,
@@ -45,6 +48,30 @@ def main() -> None:
     )
     print(table)
     print(f"\n{html}\n{picture}")
+
+
+def _what_the_first_stage_shows(run: Path) -> list[str]:
+    """Plain words on whether the first stage already sees: its figures with and without picture."""
+    points = read_points(run)
+    if not points:
+        return []
+    last, notes = points[-1], []
+    for name, choice in last.choices.items():
+        loss = last.held_out[name]
+        chance = choice.chance or 0.0
+        margin = 2 * math.sqrt(chance * (1 - chance) / max(choice.asked, 1))
+        verdict = (
+            "that is above guessing"
+            if choice.share > chance + margin
+            else "that is no better than guessing: this stage alone does not show sight here"
+        )
+        blank = f"{loss.blank_loss:.2f}" if loss.blank_loss is not None else "not measured"
+        notes.append(
+            f"After {last.stage}, {name}: caption loss {loss.loss:.2f} with the picture and "
+            f"{blank} with it blanked; the right caption is picked in {choice.share:.0%} of "
+            f"{choice.asked}, guessing gives {chance:.0%} ({verdict})."
+        )
+    return notes
 
 
 def _card_folders(runs: list[Path]) -> list[Path]:
