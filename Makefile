@@ -34,7 +34,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/python launch/quickstart.py --seed $(SEED)
 
 test: lint typecheck
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	$(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --dist loadgroup
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

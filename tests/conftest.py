@@ -29,3 +29,12 @@ def compose() -> Callable[..., object]:
             return from_hydra(hydra_compose("train", overrides=clean_arguments(words)))
 
     return composed
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For pytest-xdist: a file stays on one worker, and so does all of integration/, whose fixture
+    trains three stages once."""
+    for item in items:
+        folder = item.path.parent.name
+        group = folder if folder == "integration" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
