@@ -29,6 +29,7 @@ class Step:
     title: str
     commands: tuple[tuple[str, ...], ...]
     together: bool = False
+    threads: int = 1  # of each command
 
 
 def main() -> int:
@@ -89,6 +90,7 @@ def demo_steps(root: str, *, seed: int) -> list[Step]:
             Step(
                 title=f"Stage {number}: held-out evaluation, with every picture blanked beside it",
                 commands=((PYTHON, "launch/eval.py", f"{root}/stage{number}"),),
+                threads=os.cpu_count() or 1,
             ),
         ]
     report = (PYTHON, "launch/report.py", root)
@@ -97,13 +99,14 @@ def demo_steps(root: str, *, seed: int) -> list[Step]:
 
 def _run(step: Step) -> int:
     """The first exit code that is not 0, or 0."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(step.threads)}
     running: list[subprocess.Popen] = []
     for command in step.commands:
         print(
             f"$ {shlex.join(os.path.relpath(c, ROOT) if c.startswith('/') else c for c in command)}"
         )
         sys.stdout.flush()
-        running.append(subprocess.Popen(command, cwd=ROOT))
+        running.append(subprocess.Popen(command, cwd=ROOT, env=environment))
         if not step.together and running[-1].wait() != 0:
             break
     try:

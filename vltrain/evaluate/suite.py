@@ -89,9 +89,10 @@ def evaluate_model(
 def _choice(
     subject: Subject, samples: list[Sample], encoder: Encoder, config: EvaluateConfig
 ) -> Accuracy:
+    every = max(1, -(-len(samples) // config.choice_samples))
     return picture_choice(
         subject,
-        samples=samples,
+        samples=samples[::every],
         encoder=encoder,
         ways=config.choices,
         seed=_CHOICE_SEED,
