@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from PIL import Image
 
 from vltrain.assemble.inference import load_run
 from vltrain.batch import Role, StoredImage, Turn
+from vltrain.evaluate.results import read_points
 from vltrain.evaluate.subject import subject_of
 from vltrain.models.pixels import pixel_view
 
@@ -23,12 +23,14 @@ def picture(tmp_path: Path) -> Path:
 
 
 def test_evaluate_then_report(stages, in_process, workspace: Path) -> None:
-    ended = in_process("runs/demo/stage3", "evaluate.max_samples=4", script="eval")
+    ended = in_process(
+        "runs/demo/stage3", "evaluate.max_samples=12", "evaluate.choices=3", script="eval"
+    )
     assert ended.code == 0, ended.err
     assert "easy_vqa" in ended.out
     assert "text, loss" in ended.out
-    stored = json.loads((stages.runs[3] / "results.json").read_text())
-    assert {"text", "easy_vqa", "digits_qa"} <= set(stored["points"][-1]["held_out"])
+    point = read_points(stages.runs[3])[-1]
+    assert {"text", "easy_vqa", "digits_qa"} <= set(point.held_out)
     ended = in_process("runs/demo", script="report")
     assert ended.code == 0, ended.err
     page = (workspace / "runs/demo/report.html").read_text()

@@ -66,7 +66,7 @@ def test_our_own_mistakes_keep_their_traceback(command_line) -> None:
 def test_a_misspelt_group_is_named(command_line, words: list[str], meant: str) -> None:
     with pytest.raises(ConfigError, match=f"did you mean {meant}=...") as error:
         command_line._refuse_misspelt_groups(words)
-    assert "data, engine, experiment, model, optim, stage" in str(error.value)
+    assert "data, debug, engine, experiment, model, optim, stage" in str(error.value)
 
 
 @pytest.mark.parametrize(

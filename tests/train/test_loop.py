@@ -111,6 +111,7 @@ class Recorder:
             faults=lambda plan, faults: self.faults.append((plan.step, len(faults))),
             save=lambda progress: self.saved.append((progress.step, progress.cursor)),
             learning_rates=lambda step: {"adaptor": 0.1 * (step + 1)},
+            flops=lambda plan, agreed: 7.0 * agreed.images,
         )
 
 
