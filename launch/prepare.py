@@ -46,8 +46,7 @@ def _show(progress: PrepareProgress) -> None:
     rate = progress.samples / max(progress.seconds, 1e-9)
     line = (
         f"prepared {progress.done_shards}/{progress.total_shards} shards, {progress.samples} "
-        "samples "
-        f"({rate:.0f}/s), {progress.shard}"
+        f"samples ({rate:.0f}/s), {progress.shard}"
     )
     end = "\r" if sys.stdout.isatty() else "\n"
     print(line.ljust(100) if end == "\r" else line, end=end, flush=True)

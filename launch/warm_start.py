@@ -39,10 +39,9 @@ from vltrain.train.warm_start import warm_up
 
 NOTE = (
     "The stages start from a warm start made on this machine (launch/warm_start.py), standing for "
-    "published "
-    "checkpoints of SAM, SigLIP and the language model: tiny ones, trained on plain text and on "
-    "captions "
-    "of emoji, drawn shapes and words. It saw no question, no answer and no held-out image."
+    "published checkpoints of SAM, SigLIP and the language model: tiny ones, trained on plain "
+    "text and on captions of emoji, drawn shapes and words. It saw no question, no answer and no "
+    "held-out image."
 )
 KEPT = {"language": ("language",), "towers": ("sam", "siglip")}
 TOKENIZER_TEXTS = ("stdlib_text", "text_sft", "emoji_caption", "digits_caption", "ocr_lines")

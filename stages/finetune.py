@@ -17,8 +17,7 @@ def _masks_prompts(config: RunConfig) -> None:
         if source.learn is Learn.all:
             raise ConfigError(
                 f"stage 3 (finetune): data.sources.{name}.learn=all would train on prompts; remove "
-                "it or "
-                "set learn=answers"
+                "it or set learn=answers"
             )
 
 

@@ -52,8 +52,7 @@ class StagePolicy:
         if lacking := self.must_train[family] - found:
             raise ConfigError(
                 f"{where}: stage.trainable={sorted(found)} lacks {sorted(lacking)}, which this "
-                "stage "
-                "exists to train"
+                "stage exists to train"
             )
         if config.stage.learn not in self.learns:
             raise ConfigError(
@@ -64,14 +63,12 @@ class StagePolicy:
             if source.kind not in self.records:
                 raise ConfigError(
                     f"{where}: data.sources.{name} holds {source.kind.value} records; this stage "
-                    "takes "
-                    f"{', '.join(sorted(k.value for k in self.records))}"
+                    f"takes {', '.join(sorted(k.value for k in self.records))}"
                 )
         if not config.data.sources:
             raise ConfigError(
                 f"{where} has no data: data.sources is empty. Name a mix with data=..., list your "
-                "own "
-                "sources (docs/data.md), or try +experiment=demo"
+                "own sources (docs/data.md), or try +experiment=demo"
             )
         for check in self.checks:
             check(config)
@@ -92,6 +89,5 @@ def needs_language_sources(config: RunConfig) -> None:
     if share < 1 and Modality.multimodal not in modalities:
         raise ConfigError(
             f"data.mixture asks for {1 - share:.0%} multimodal data and no source in data.sources "
-            "has "
-            "modality multimodal; add one or set data.mixture.language_share=1"
+            "has modality multimodal; add one or set data.mixture.language_share=1"
         )

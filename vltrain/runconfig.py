@@ -139,12 +139,9 @@ def _missing(key: str) -> str:
     if key.startswith("data.sources"):
         return (
             f"{key} is not set: this mix names its data sets but not where you keep them. Make or "
-            "fetch "
-            f"shards (data_recipes/, docs/data.md), set {key}=FOLDER on the command line or in "
-            "your own "
-            "conf/data/ file, then run launch/prepare.py with the same words; or try "
-            "+experiment=demo "
-            "after python launch/make_data.py demo data/demo"
+            f"fetch shards (data_recipes/, docs/data.md), set {key}=FOLDER on the command line or "
+            "in your own conf/data/ file, then run launch/prepare.py with the same words; or try "
+            "+experiment=demo after python launch/make_data.py demo data/demo"
         )
     return f"{key} is not set (???): give {key}=VALUE on the command line or in a config file"
 
@@ -185,8 +182,8 @@ def _check_mixture(config: RunConfig) -> None:
     if packing.image_tokens_on_top and packing.enabled:
         raise ConfigError(
             "data.packing.image_tokens_on_top=true with data.packing.enabled=true: a pack has one "
-            "budget "
-            "for text and images; set data.packing.enabled=false or image_tokens_on_top=false"
+            "budget for text and images; set data.packing.enabled=false or "
+            "image_tokens_on_top=false"
         )
     longest = packing.sequence_length + (
         packing.max_images * config.model.tokens_per_image if packing.image_tokens_on_top else 0
@@ -194,9 +191,8 @@ def _check_mixture(config: RunConfig) -> None:
     if longest > config.model.language.max_positions:
         raise ConfigError(
             f"sequences of up to {longest} tokens (data.packing) exceed "
-            "model.language.max_positions="
-            f"{config.model.language.max_positions}; lower data.packing.sequence_length or "
-            "max_images"
+            f"model.language.max_positions={config.model.language.max_positions}; lower "
+            "data.packing.sequence_length or max_images"
         )
     if not packing.image_tokens_on_top and packing.sequence_length <= config.model.tokens_per_image:
         raise ConfigError(

@@ -100,8 +100,7 @@ def _resumed(config: RunConfig, store: CheckpointStore) -> Checkpoint | None:
     if config.resume is Resume.required and newest is None:
         raise CheckpointError(
             f"resume=required, and {store.directory} has no checkpoint. Check run.name and "
-            "run.root, or "
-            "use resume=auto to start anew"
+            "run.root, or use resume=auto to start anew"
         )
     if config.resume is Resume.never and newest is not None:
         raise CheckpointError(

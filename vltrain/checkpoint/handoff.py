@@ -172,10 +172,8 @@ def _find(init_from: Path) -> Checkpoint:
     if newest is None:
         raise ContractError(
             f"init_from={init_from} is neither a run directory with checkpoints, a checkpoint, nor "
-            "a "
-            "published directory with config.json. Give the run directory of the stage before, "
-            "such "
-            "as init_from=runs/NAME."
+            "a published directory with config.json. Give the run directory of the stage before, "
+            "such as init_from=runs/NAME."
         )
     if not newest.manifest.finished:
         log.warning(
@@ -198,8 +196,7 @@ def check_contract(
         )
         raise ContractError(
             f"{checkpoint.directory} is of stage {number} ({manifest.stage.get('name')}); this "
-            "stage "
-            f"starts from {allowed}. Give init_from=runs/NAME of such a run."
+            f"stage starts from {allowed}. Give init_from=runs/NAME of such a run."
         )
     for what, found, wanted in _compared(manifest, expected):
         if found != wanted:
@@ -230,8 +227,7 @@ def _origin(checkpoint: Checkpoint, part: str, *, override: str | None) -> PartO
         if path is None:
             raise ContractError(
                 f"{checkpoint.directory} kept {part!r} frozen and freshly initialised, and so has "
-                "no "
-                f"weights of it to hand on. Give model.weights.{part}=PATH in the stage before."
+                f"no weights of it to hand on. Give model.weights.{part}=PATH in the stage before."
             )
         return PartOrigin(
             part=part, kind=OriginKind.published, path=Path(path), digest=record.digest

@@ -174,8 +174,7 @@ class CheckpointStore:
         if not aside.is_dir():
             problem = (
                 f"rank {distributed.rank()} on {socket.gethostname()} does not see {aside}: the "
-                "run "
-                "directory must be writable and on a file system that every node shares"
+                "run directory must be writable and on a file system that every node shares"
             )
             return [], [], problem
         try:

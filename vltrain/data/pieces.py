@@ -104,10 +104,8 @@ class PieceTable:
         if not self.num_samples:
             raise DataError(
                 f"source {self.name!r} draws nothing: its {len(source.shards)} shards hold "
-                f"{sum(self.other_samples)} {other.value} samples, "
-                f"{sum(map(len, self.excluded))} "
-                f"unusable records and no {self.modality.value} ones; correct its modality or "
-                f"path"
+                f"{sum(self.other_samples)} {other.value} samples, {sum(map(len, self.excluded))} "
+                f"unusable records and no {self.modality.value} ones; correct its modality or path"
             )
 
     def pieces_of_samples(self, first: int, count: int) -> PieceColumns:
@@ -244,7 +242,6 @@ def check_modalities(tables: Sequence[PieceTable]) -> None:
             raise DataError(
                 f"source {table.name!r} draws {table.num_samples} {table.modality.value} samples "
                 f"of {table.source.config.path}, but {len(missed)} of its shards hold "
-                f"{sum(missed)} {other.value} samples that no source draws; add a source over "
-                f"the "
+                f"{sum(missed)} {other.value} samples that no source draws; add a source over the "
                 f"same path with modality={other.value} (weight 0 leaves them out knowingly)"
             )

@@ -106,9 +106,8 @@ def _check_header(header: bytes, position: int, shard: Path) -> None:
     if header.startswith(_COMPRESSED_MAGIC):
         raise DataError(compressed_message(shard))
     raise DataError(
-        f"{shard} is not a tar: it starts with {header[:12]!r}; a shard is a plain tar of "
-        f"members "
-        f"named <key>.<extension>"
+        f"{shard} is not a tar: it starts with {header[:12]!r}; a shard is a plain tar of members "
+        "named <key>.<extension>"
     )
 
 

@@ -200,8 +200,7 @@ def _check_groups(module: nn.Module, groups: list[dict[str, Any]]) -> None:
     if set(grouped) != set(trainable):
         lacking = sorted(n for i, n in trainable.items() if i not in set(grouped))
         raise EngineError(
-            f"The optimizer has {len(grouped)} parameters, the module trains {len(trainable)}. "
-            f"Not in any group: {', '.join(lacking[:5]) or 'none'}; grouped but not trainable in "
-            "the "
+            f"The optimizer has {len(grouped)} parameters, the module trains {len(trainable)}. Not "
+            f"in any group: {', '.join(lacking[:5]) or 'none'}; grouped but not trainable in the "
             f"module: {len(set(grouped) - set(trainable))}. Group after marking what trains."
         )

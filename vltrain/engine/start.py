@@ -67,10 +67,8 @@ def prepare_environment() -> None:
     if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
         raise EngineError(
             f"The launcher set {', '.join(v for v in _LAUNCH_VARIABLES if v in os.environ)} but "
-            "not "
-            f"{', '.join(absent)}. Start with `deepspeed launch/train.py ...`, `torchrun ...` or "
-            "plain "
-            "`python launch/train.py ...` without these variables."
+            f"not {', '.join(absent)}. Start with `deepspeed launch/train.py ...`, `torchrun ...` "
+            "or plain `python launch/train.py ...` without these variables."
         )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -93,8 +91,7 @@ def _device() -> torch.device:
     if local >= found:
         raise EngineError(
             f"This is process {local} of its node, which has {found} GPU(s): start one process a "
-            "GPU "
-            f"(--num_gpus {found}), or set DS_ACCELERATOR=cpu to train on the CPU."
+            f"GPU (--num_gpus {found}), or set DS_ACCELERATOR=cpu to train on the CPU."
         )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)

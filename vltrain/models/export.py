@@ -39,19 +39,15 @@ from vltrain.models.published import hybrid_config, siglip_only_config
 # The template of ``processing.conversation``. transformers adds no first token with
 # this kind of tokenizer, so the template does.
 CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}"
-    "{% set content %}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for item in message['content'] %}"
-    "{% if item['type'] == 'image' %}{{ image_token }}{% else %}{{ item['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{% endset %}"
-    "{% if message['role'] == 'system' %}{{ content | trim }}{{ '\n\n' }}"
-    "{% elif message['role'] == 'user' %}{{ 'User: ' }}{{ content | trim }}{{ '\n\n' }}"
-    "{% else %}{{ 'Assistant: ' }}{{ content | trim }}{{ eos_token }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+    "{{ bos_token "
+    "}}{% for message in messages %}{% set content %}{% if message['content'] is string %}{{ "
+    "message['content'] "
+    "}}{% else %}{% for item in message['content'] %}{% if item['type'] == 'image' %}{{ "
+    "image_token }}{% else %}{{ item['text'] "
+    "}}{% endif %}{% endfor %}{% endif %}{% endset %}{% if message['role'] == 'system' %}{{ "
+    "content | trim }}{{ '\n\n' }}{% elif message['role'] == 'user' %}{{ 'User: ' }}{{ content | "
+    "trim }}{{ '\n\n' }}{% else %}{{ 'Assistant: ' }}{{ content | trim }}{{ eos_token "
+    "}}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 
 

@@ -27,8 +27,8 @@ def learning_rate(step: int, *, config: OptimConfig, part: str) -> float:
     if not 0 <= step < config.steps:
         raise ConfigError(
             f"The learning rate of step {step} was asked for, but optim.steps={config.steps} has "
-            "only the "
-            f"steps 0 to {config.steps - 1}. A run that should go on needs a larger optim.steps."
+            f"only the steps 0 to {config.steps - 1}. A run that should go on needs a larger "
+            "optim.steps."
         )
     own = config.parts.get(part)
     peak = config.lr * (own.lr_multiplier if own is not None else 1.0)
