@@ -1,8 +1,8 @@
 """What all launch scripts share: words to a checked config, errors to one message and an exit code.
 
 Exit codes: 0 done; 1 Hydra refused the words; 2 an error that is the user's to mend (one message,
-no traceback). Under a launcher the first rank speaks for
-all until the processes know each other; after that a rank that fails says so itself.
+no traceback). Under a launcher the first rank speaks for all until the processes know each other;
+after that a rank that fails says so itself.
 """
 
 from __future__ import annotations

@@ -66,6 +66,7 @@ class Training:
         self._records = dict(records)
         self._digests = digests
         self._params = dict(params)
+        self._shape = model_shape(config.model)
         self.progress = _progress(resumed)
         self._budget = FaultBudget(
             config.data.faults,
@@ -137,8 +138,7 @@ class Training:
             targets=agreed.num_targets,
             sum_squared_document_tokens=sum(p.tokens**2 for k in plan.packs for p in k.pieces),
         )
-        shape = model_shape(self.config.model)
-        return count_flops(shape, trained=self.config.stage.trainable, work=work).total
+        return count_flops(self._shape, trained=self.config.stage.trainable, work=work).total
 
     def _count_faults(self, plan: StepPlan, faults: tuple[Fault, ...]) -> None:
         """On every rank, with the same gathered faults, so that all stop together."""
