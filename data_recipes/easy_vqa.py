@@ -1,75 +1,68 @@
 """easy-VQA: 5,000 pictures of one coloured shape and 48,248 questions, with the package's own
-split.
+split. What its two data sets share (easy_vqa_what.py, easy_vqa_yes_no.py).
 
 The questions are written as LLaVA-style JSON and read back through ``datasets`` (llava_json.py),
-the way any published instruction set would come in.
-
-Train: the questions of one picture are dealt into conversations of at most four turns, so that a
-picture is encoded once for several answers. Not all ten in one: after a few turns the earlier
-questions and answers tell colour and shape, and the later answers need no look at the picture.
-Held out: one question per record; the key begins with ``what-`` for questions that begin with
-"what" and with ``is-`` for yes/no questions, to be reported apart (a lookup without eyes answers
-67 % of the test questions, most of them yes/no).
+the way any published instruction set would come in. Two sets, because they teach different things
+and a mix must be able to weigh them: a lookup without eyes answers 67 % of the test questions, most
+of them yes/no, while no "what" question can be answered without looking.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_recipes import llava_json, packages
-from data_recipes.card import Card, exactly
+from data_recipes.card import Card, Count
 from data_recipes.split import Split, mixed_order
 from vltrain.batch import RecordKind
 from vltrain.data.writer import ShardRecord
 
 VERSION = "easy-vqa 1.0"
 LICENCE = "MIT"
-MAX_TURNS = 4
-WHAT_PREFIX, YES_NO_PREFIX = "what-", "is-"
+
+Pair = tuple[str, str]
 
 
-def card() -> Card:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conversation:
+    """key: of the record. image: number of the picture. turns: (question, answer) pairs."""
+
+    key: str
+    image: int
+    turns: list[Pair]
+
+
+def card_of(name: str, *, expected: dict[Split, Count]) -> Card:
+    """The card of one of the two sets."""
     return Card(
-        name="easy_vqa",
+        name=name,
         source="easy-VQA by Victor Zhou; pictures, questions and split as packaged",
         version=VERSION,
         licence=LICENCE,
         kind=RecordKind.conversation,
         synthetic=False,
-        expected={Split.train: exactly(11121), Split.held_out: exactly(9673)},
-        notes="key prefix of held-out records: what- or is- (yes/no)",
+        expected=expected,
     )
 
 
-def samples(
-    split: Split, *, limit: int | None = None, max_turns: int = MAX_TURNS
-) -> Iterator[ShardRecord]:
-    """``max_turns``: questions in one train conversation (1: one question per record)."""
-    groups = questions_by_image(split)
-    rows = _hands(groups, max_turns=max_turns) if split is Split.train else _single(groups)
-    paths = image_paths(split)
-    with tempfile.TemporaryDirectory(prefix="easy-vqa-") as folder:
-        file = Path(folder) / "questions.jsonl"
-        with file.open("w", encoding="utf-8") as stream:
-            for key, image, turns in sorted(rows, key=lambda row: mixed_order(row[0])):
-                stream.write(json.dumps(_llava_row(key, paths[image].name, turns)) + "\n")
-        image_folder = next(iter(paths.values())).parent
-        yield from llava_json.records([file], image_folder=image_folder, limit=limit)
-
-
-def questions_by_image(split: Split) -> dict[int, list[tuple[str, str]]]:
+def questions_by_image(split: Split) -> dict[int, list[Pair]]:
     """Image number -> its (question, answer) pairs, in the package's order."""
     package = packages.load("easy_vqa")
     read = package.get_train_questions if split is Split.train else package.get_test_questions
-    groups: dict[int, list[tuple[str, str]]] = {}
+    groups: dict[int, list[Pair]] = {}
     for question, answer, image in zip(*read(), strict=True):
         groups.setdefault(image, []).append((question, answer))
     return groups
+
+
+def mixed_questions(image: int, pairs: list[Pair]) -> list[Pair]:
+    """``pairs`` in an order of their own for each picture, the same on every machine."""
+    return random.Random(f"easy-vqa-{image}").sample(pairs, len(pairs))
 
 
 def image_paths(split: Split) -> dict[int, Path]:
@@ -82,34 +75,34 @@ def is_what(question: str) -> bool:
     return question.lower().startswith("what")
 
 
-_Row = tuple[str, int, list[tuple[str, str]]]
+def single_questions(split: Split, *, prefix: str, what: bool) -> Iterator[Conversation]:
+    """One question per conversation: how held-out questions are asked."""
+    for image, pairs in sorted(questions_by_image(split).items()):
+        for number, pair in enumerate(pairs):
+            if is_what(pair[0]) == what:
+                yield Conversation(
+                    key=f"{prefix}{image:04d}-{number:02d}", image=image, turns=[pair]
+                )
 
 
-def _hands(groups: dict[int, list[tuple[str, str]]], *, max_turns: int) -> Iterator[_Row]:
-    """Deal every picture's questions, "what" questions first so that each hand gets its share of
-    them, then shuffle each hand so that they are not always asked first."""
-    for image, pairs in sorted(groups.items()):
-        draw = random.Random(f"easy-vqa-{image}")
-        order = draw.sample(pairs, len(pairs))
-        order.sort(key=lambda pair: not is_what(pair[0]))
-        number = math.ceil(len(pairs) / max_turns)
-        for hand in range(number):
-            turns = order[hand::number]
-            draw.shuffle(turns)
-            yield f"train-{image:04d}-{hand}", image, turns
+def records(
+    conversations: Iterable[Conversation], *, split: Split, limit: int | None
+) -> Iterator[ShardRecord]:
+    """The conversations as records, in mixed order."""
+    paths = image_paths(split)
+    with tempfile.TemporaryDirectory(prefix="easy-vqa-") as folder:
+        file = Path(folder) / "questions.jsonl"
+        with file.open("w", encoding="utf-8") as stream:
+            for one in sorted(conversations, key=lambda c: mixed_order(c.key)):
+                stream.write(json.dumps(_llava_row(one, image=paths[one.image].name)) + "\n")
+        image_folder = next(iter(paths.values())).parent
+        yield from llava_json.records([file], image_folder=image_folder, limit=limit)
 
 
-def _single(groups: dict[int, list[tuple[str, str]]]) -> Iterator[_Row]:
-    for image, pairs in sorted(groups.items()):
-        for number, (question, answer) in enumerate(pairs):
-            prefix = WHAT_PREFIX if is_what(question) else YES_NO_PREFIX
-            yield f"{prefix}{image:04d}-{number:02d}", image, [(question, answer)]
-
-
-def _llava_row(key: str, image: str, turns: list[tuple[str, str]]) -> dict[str, object]:
-    conversations = []
-    for number, (question, answer) in enumerate(turns):
+def _llava_row(conversation: Conversation, *, image: str) -> dict[str, object]:
+    said = []
+    for number, (question, answer) in enumerate(conversation.turns):
         mark = "<image>\n" if number == 0 else ""
-        conversations.append({"from": "human", "value": mark + question})
-        conversations.append({"from": "gpt", "value": answer})
-    return {"id": key, "image": image, "conversations": conversations}
+        said.append({"from": "human", "value": mark + question})
+        said.append({"from": "gpt", "value": answer})
+    return {"id": conversation.key, "image": image, "conversations": said}

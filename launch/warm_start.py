@@ -44,7 +44,15 @@ NOTE = (
     "held-out image."
 )
 KEPT = {"language": ("language",), "towers": ("sam", "siglip")}
-TOKENIZER_TEXTS = ("stdlib_text", "text_sft", "emoji_caption", "digits_caption", "ocr_lines")
+# No questions or answers, as everywhere in the warm start; the drawn shapes' captions make colours
+# and forms whole words of the vocabulary, as they are in any published one.
+TOKENIZER_TEXTS = (
+    "stdlib_text",
+    "emoji_caption",
+    "digits_caption",
+    "ocr_lines",
+    "synthetic_shapes",
+)
 
 
 def make_tokenizer(config: RunConfig) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from data_recipes import easy_vqa, shapes_caption
+from data_recipes import easy_vqa, easy_vqa_what, easy_vqa_yes_no, shapes_caption
 from data_recipes.split import Split
 from vltrain.data.writer import ShardRecord
 
@@ -18,62 +18,90 @@ def messages(record: ShardRecord) -> list[dict[str, Any]]:
     return document["messages"]
 
 
-@pytest.fixture(scope="module")
-def train() -> list[ShardRecord]:
-    return list(easy_vqa.samples(Split.train))
+def questions(record: ShardRecord) -> list[str]:
+    return [m["content"].removeprefix("<image>\n") for m in messages(record) if m["role"] == "user"]
 
 
 @pytest.fixture(scope="module")
-def held_out() -> list[ShardRecord]:
-    return list(easy_vqa.samples(Split.held_out))
+def what() -> dict[Split, list[ShardRecord]]:
+    return {split: list(easy_vqa_what.samples(split)) for split in Split}
 
 
-def test_counts(train: list[ShardRecord], held_out: list[ShardRecord]) -> None:
-    easy_vqa.card().check(Split.train, len(train))
-    easy_vqa.card().check(Split.held_out, len(held_out))
+@pytest.fixture(scope="module")
+def yes_no() -> dict[Split, list[ShardRecord]]:
+    return {split: list(easy_vqa_yes_no.samples(split)) for split in Split}
+
+
+def test_counts(
+    what: dict[Split, list[ShardRecord]], yes_no: dict[Split, list[ShardRecord]]
+) -> None:
+    for split in Split:
+        easy_vqa_what.card().check(split, len(what[split]))
+        easy_vqa_yes_no.card().check(split, len(yes_no[split]))
+    train = what[Split.train] + yes_no[Split.train]
     assert sum(len(messages(r)) // 2 for r in train) == 38575  # no question is lost
     assert len({r.members["0.png"] for r in train}) == 4000
+    held_out = what[Split.held_out] + yes_no[Split.held_out]
     assert len({r.members["0.png"] for r in held_out}) == 1000
 
 
-def test_no_picture_is_on_both_sides(train: list[ShardRecord], held_out: list[ShardRecord]) -> None:
-    shapes = {r.members["png"] for r in shapes_caption.samples(Split.train)}
-    pictures = {r.members["0.png"] for r in train} | shapes
-    assert not pictures & {r.members["0.png"] for r in held_out}
-
-
-def test_train_conversations_hold_every_question_of_their_picture_once(
-    train: list[ShardRecord],
+def test_no_picture_is_on_both_sides(
+    what: dict[Split, list[ShardRecord]], yes_no: dict[Split, list[ShardRecord]]
 ) -> None:
-    hands = [r for r in train if r.key.startswith("train-0000-")]
-    asked = Counter(
-        m["content"].removeprefix("<image>\n")
-        for hand in hands
-        for m in messages(hand)
-        if m["role"] == "user"
-    )
+    shapes = {r.members["png"] for r in shapes_caption.samples(Split.train)}
+    seen = {r.members["0.png"] for r in what[Split.train] + yes_no[Split.train]} | shapes
+    held_out = {r.members["0.png"] for r in what[Split.held_out] + yes_no[Split.held_out]}
+    assert not seen & held_out
+
+
+def test_every_train_question_is_asked_once(
+    what: dict[Split, list[ShardRecord]], yes_no: dict[Split, list[ShardRecord]]
+) -> None:
+    of_first = [
+        r
+        for r in what[Split.train] + yes_no[Split.train]
+        if r.key.removeprefix("what-").removeprefix("is-").startswith("0000-")
+    ]
+    asked = Counter(question for record in of_first for question in questions(record))
     assert asked == Counter(q for q, _ in easy_vqa.questions_by_image(Split.train)[0])
-    for record in train:
+
+
+def test_train_conversations_take_turns(
+    what: dict[Split, list[ShardRecord]], yes_no: dict[Split, list[ShardRecord]]
+) -> None:
+    for record in what[Split.train] + yes_no[Split.train]:
         turns = messages(record)
         assert 2 <= len(turns) <= 8
         assert [m["role"] for m in turns] == ["user", "assistant"] * (len(turns) // 2)
         assert [m["content"].count("<image>") for m in turns] == [1] + [0] * (len(turns) - 1)
-    first = [messages(r)[0]["content"].removeprefix("<image>\n") for r in train]
-    assert 0.2 < sum(map(easy_vqa.is_what, first)) / len(first) < 0.35
 
 
-def test_held_out_keys_tell_what_from_yes_no(held_out: list[ShardRecord]) -> None:
-    for record in held_out:
+def test_what_conversations_ask_for_colour_and_shape_at_most_once(
+    what: dict[Split, list[ShardRecord]],
+) -> None:
+    orders: Counter[tuple[bool, ...]] = Counter()
+    for record in what[Split.train]:
+        colour = tuple("color" in question for question in questions(record))
+        assert colour in ((True,), (False,), (True, False), (False, True))
+        orders[colour] += 1
+    both = orders[(True, False)] + orders[(False, True)]
+    assert both == 3073
+    assert 0.45 < orders[(True, False)] / both < 0.55  # neither is always asked first
+
+
+def test_held_out_questions_are_single_and_of_their_kind(
+    what: dict[Split, list[ShardRecord]], yes_no: dict[Split, list[ShardRecord]]
+) -> None:
+    for record in what[Split.held_out]:
         [question, answer] = messages(record)
-        what = question["content"].startswith("<image>\nwhat")
-        assert record.key.startswith("what-" if what else "is-")
-        assert what != (answer["content"] in ("yes", "no"))
-    assert sum(r.key.startswith("what-") for r in held_out) == 2537
-
-
-def test_one_question_per_conversation_on_demand() -> None:
-    records = list(easy_vqa.samples(Split.train, max_turns=1, limit=20))
-    assert [len(messages(r)) for r in records] == [2] * 20
+        assert question["content"].startswith("<image>\nwhat")
+        assert record.key.startswith("what-")
+        assert answer["content"] in (*shapes_caption.COLORS, *shapes_caption.SHAPES)
+    for record in yes_no[Split.held_out]:
+        [question, answer] = messages(record)
+        assert not question["content"].startswith("<image>\nwhat")
+        assert record.key.startswith("is-")
+        assert answer["content"] in ("yes", "no")
 
 
 @pytest.mark.parametrize(

@@ -27,10 +27,10 @@ def test_evaluate_then_report(stages, in_process, workspace: Path) -> None:
         "runs/demo/stage3", "evaluate.max_samples=12", "evaluate.choices=3", script="eval"
     )
     assert ended.code == 0, ended.err
-    assert "easy_vqa" in ended.out
+    assert "easy_vqa_what" in ended.out
     assert "text, loss" in ended.out
     point = read_points(stages.runs[3])[-1]
-    assert {"text", "easy_vqa", "digits_qa"} <= set(point.held_out)
+    assert {"text", "easy_vqa_what", "easy_vqa_yes_no", "digits_qa"} <= set(point.held_out)
     ended = in_process("runs/demo", script="report")
     assert ended.code == 0, ended.err
     page = (workspace / "runs/demo/report.html").read_text()

@@ -20,7 +20,7 @@ def test_the_quickstart_learns_to_see_and_keeps_its_language(seed: int, tmp_path
     command = [sys.executable, "launch/quickstart.py", "--seed", str(seed), "--root", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True)
     align, pretrain, finetune = (point_of(tmp_path / f"stage{n}") for n in (1, 2, 3))
-    what = finetune.questions["easy_vqa"]["what"]
+    what = finetune.questions["easy_vqa_what"]["what"]
     assert what.share >= 0.45
     assert what.share - (what.blank_share or 0.0) >= 0.20
     assert finetune.questions["digits_qa"]["mnist"].share >= 0.60
