@@ -2,9 +2,9 @@
 
 A real run starts from published checkpoints of SAM, SigLIP and the language model. None can be had
 offline, so this trains tiny ones for about two minutes and saves them in the same published
-layouts, to be loaded by the ordinary path. The language model reads plain text; the towers learn to
-caption emoji, drawn shapes and rendered words. Neither sees a question, an answer or a held-out
-image.
+layouts, to be loaded by the ordinary path. The language model reads plain text; the towers learn
+which words the captions of emoji and drawn shapes hold. Neither sees a question, an answer or a
+held-out image.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ from vltrain.models.build import build_model
 from vltrain.models.export_part import export_part
 from vltrain.processing.train_tokenizer import train_bpe
 from vltrain.runconfig import RunConfig
-from vltrain.train.warm_start import warm_up
+from vltrain.train.warm_start import CaptionWords, NextToken, warm_up
 
 NOTE = (
     "The stages start from a warm start made on this machine (launch/warm_start.py), standing for "
     "published checkpoints of SAM, SigLIP and the language model: tiny ones, trained on plain "
-    "text and on captions of emoji, drawn shapes and words. It saw no question, no answer and no "
-    "held-out image."
+    "text and on the words of captions of emoji and drawn shapes. It saw no question, no answer "
+    "and no held-out image."
 )
 KEPT = {"language": ("language",), "towers": ("sam", "siglip")}
+OBJECTIVES = {"language": NextToken, "towers": CaptionWords}
 # No questions or answers, as everywhere in the warm start; the drawn shapes' captions make colours
 # and forms whole words of the vocabulary, as they are in any published one.
 TOKENIZER_TEXTS = (
@@ -113,7 +114,13 @@ def train_part(what: str, config: RunConfig) -> None:
             )
 
     batches: Iterator[MicroBatch] = (batch for _, micros in loader for batch in micros)
-    warm_up(model, batches=batches, steps=config.optim.steps, lr=config.optim.lr, report=report)
+    warm_up(
+        OBJECTIVES[what](model),
+        batches=batches,
+        steps=config.optim.steps,
+        lr=config.optim.lr,
+        report=report,
+    )
     for part in KEPT[what]:
         directory = config.run_dir / part
         export_part(directory, config=config.model, part=part, state=model.part_state(part))

@@ -1,9 +1,11 @@
 """A short start from scratch for tiny models, where no published weights can be had.
 
 It stands for what SAM, SigLIP and the language model learned before they were published: the
-language model on plain text, the towers by captioning through a language model and an adaptor that
-are thrown away afterwards. It is a demonstration's first step and no stage of the method: one
-process, plain AdamW, no engine, no checkpoint.
+language model on plain text, the towers by telling which words a picture's caption holds
+(SuperClass, arXiv:2411.03313). Rejected for the towers: captioning through a throw-away language
+model, which in these few steps learns the captions' language and leaves the towers as they were
+drawn. It is a demonstration's first step and no stage of the method: one process, plain AdamW, no
+engine, no checkpoint.
 """
 
 from __future__ import annotations
@@ -12,40 +14,34 @@ import math
 from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor, nn
 
-from vltrain.batch import MicroBatch
+from vltrain.batch import IGNORE, MicroBatch
 from vltrain.models.build import BuiltModel
 
 
 def warm_up(
-    model: BuiltModel,
+    objective: nn.Module,
     *,
     batches: Iterable[MicroBatch],
     steps: int,
     lr: float,
     report: Callable[[int, float], None],
 ) -> None:
-    """Train every trainable parameter of ``model`` for ``steps`` batches.
+    """Train every trainable parameter of ``objective``, a module from batch to mean loss, for
+    ``steps`` batches.
 
     lr: peak, after a linear warm-up of a tenth of the steps, then cosine to a tenth of it. report:
-    called after each step with (step, mean loss per target in nats).
+    called after each step with (step, loss).
     """
-    parameters = [p for p in model.module.parameters() if p.requires_grad]
+    parameters = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
     for step, batch in enumerate(batches, start=1):
         warm = min(1.0, step / max(1, steps // 10))
         cosine = 0.55 + 0.45 * math.cos(math.pi * step / steps)
         for group in optimizer.param_groups:
             group["lr"] = lr * warm * cosine
-        loss = model.module(
-            batch.ids,
-            batch.positions,
-            batch.segments,
-            batch.targets,
-            batch.image_positions,
-            model.frozen.encode(batch.images),
-        )
-        loss = loss / max(1, sum(batch.num_targets.values()))
+        loss = objective(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -53,3 +49,67 @@ def warm_up(
         report(step, float(loss.detach()))
         if step >= steps:
             break
+
+
+class NextToken(nn.Module):
+    """Mean next-token loss of the whole model, nats per target."""
+
+    def __init__(self, model: BuiltModel) -> None:
+        super().__init__()
+        self.module, self._encode = model.module, model.frozen.encode
+
+    def forward(self, batch: MicroBatch) -> Tensor:
+        """One micro-batch -> scalar."""
+        loss = self.module(
+            batch.ids,
+            batch.positions,
+            batch.segments,
+            batch.targets,
+            batch.image_positions,
+            self._encode(batch.images),
+        )
+        return loss / max(1, sum(batch.num_targets.values()))
+
+
+class CaptionWords(nn.Module):
+    """Which tokens does the picture's caption hold? Asked of each tower's mean feature through a
+    linear layer that is thrown away; rare tokens count more, by inverse document frequency."""
+
+    def __init__(self, model: BuiltModel) -> None:
+        super().__init__()
+        config = model.config
+        assert config.sam is not None, "both towers are warmed up"
+        self.sam, self.siglip = model.tower("sam"), model.tower("siglip")
+        vocabulary = config.language.vocab_size
+        self.sam_words = nn.Linear(config.sam.out_channels, vocabulary)
+        self.siglip_words = nn.Linear(config.siglip.width, vocabulary)
+        self._encode = model.frozen.encode
+        self._captions = 0
+        self._with_token = torch.zeros(vocabulary)
+
+    def forward(self, batch: MicroBatch) -> Tensor:
+        """One micro-batch, one picture per row or more -> scalar, the towers' losses added."""
+        pixels = self._encode(batch.images)
+        wanted = self.words(batch)
+        sam = self.sam(pixels["sam_pixels"])["sam_last"].mean((2, 3))
+        siglip = self.siglip(pixels["siglip_pixels"])["siglip"].mean(1)
+        logits = (self.sam_words(sam), self.siglip_words(siglip))
+        return sum((_cross_entropy(each, wanted) for each in logits), torch.zeros(()))
+
+    def words(self, batch: MicroBatch) -> Tensor:
+        """What each picture is asked for: (n, vocabulary), rows that sum to 1."""
+        rows, length = batch.targets.shape
+        held = torch.zeros(rows, len(self._with_token))
+        learned = batch.targets != IGNORE
+        held[learned.nonzero()[:, 0], batch.targets[learned]] = 1.0
+        tokens_per_image = len(batch.image_positions) // max(1, batch.num_images)
+        first = batch.image_positions[:: max(1, tokens_per_image)]
+        held = held[first // length]
+        self._captions += len(held)
+        self._with_token += held.sum(0)
+        held = held * torch.log((1 + self._captions) / (1 + self._with_token)).clamp(min=1e-3)
+        return held / held.sum(1, keepdim=True).clamp(min=1e-6)
+
+
+def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+    return -(wanted * logits.log_softmax(-1)).sum(-1).mean()
