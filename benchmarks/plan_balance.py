@@ -3,8 +3,8 @@
     python benchmarks/plan_balance.py
 
 Steps of 2,304 packs on 64 and 512 ranks, by the operations of the 7B model: the busiest rank over
-the mean, for the step and for what runs at the same moment (micro-batch by micro-batch); beside
-packs given out in turn. And how many nodes read from each block of 256 neighbours: as assigned, and
+the mean, for the step and were ranks to wait for each other after every micro-batch; beside packs
+given out in turn. And how many nodes read from each block of 256 neighbours: as assigned, and
 with packs given to the node that already reads most of their blocks.
 """
 
@@ -20,7 +20,7 @@ from results import arguments, report
 from synthetic import pictures, plan_of, texts
 
 from vltrain.batch import MicroBatchPlan, PackPlan, StepPlan
-from vltrain.data.assign import WorkCost, assign_all, imbalance
+from vltrain.data.assign import WorkCost, assign_all, imbalance, work_of
 from vltrain.data.config import MixtureConfig
 
 COST_7B = WorkCost(token=38.9e9, token_squared=0.737e6, image=1.38e12)
@@ -57,20 +57,14 @@ def steps_of(steps: int, *, grouping: bool) -> list[StepPlan]:
 
 
 def balance(steps: Sequence[StepPlan], *, ranks: int, micro: int) -> dict[str, float]:
-    """Worst over the steps. ``step``: a rank's whole step; ``moment``: micro-batches of the same
-    turn; ``in_turn``: packs given to ranks in turn. ``limit``: of any way, if all packs were alike
-    (where ranks do not divide the packs, some have one more)."""
+    """Worst over the steps. ``step``: a rank's whole step; ``lockstep``: were ranks to wait for
+    each other after every micro-batch; ``in_turn``: packs given to ranks in turn. ``limit``: of any
+    way, were all packs alike (where ranks do not divide the packs, some have one more)."""
     slots = ranks * micro
     limit = -(-len(steps[0].packs) // slots) * slots / len(steps[0].packs)
-    found = {"step": 0.0, "moment": 0.0, "in_turn": 0.0, "limit": limit}
+    found = {"step": 0.0, "lockstep": 0.0, "in_turn": 0.0, "limit": limit}
     for step in steps:
         assigned = assign_all(step, world=ranks, micro=micro, cost=COST_7B)
-        turns = max(map(len, assigned))
-        moments = [
-            imbalance([mine[turn : turn + 1] for mine in assigned], cost=COST_7B)
-            for turn in range(turns)
-            if any(mine[turn].packs for mine in assigned)
-        ]
         dealt = [
             [
                 MicroBatchPlan(step=0, micro=i, packs=step.packs[at : at + micro], num_slots=micro)
@@ -79,9 +73,20 @@ def balance(steps: Sequence[StepPlan], *, ranks: int, micro: int) -> dict[str, f
             for rank in range(ranks)
         ]
         found["step"] = max(found["step"], imbalance(assigned, cost=COST_7B))
-        found["moment"] = max(found["moment"], *moments)
+        found["lockstep"] = max(found["lockstep"], lockstep(assigned))
         found["in_turn"] = max(found["in_turn"], imbalance(dealt, cost=COST_7B))
     return found
+
+
+def lockstep(assigned: Sequence[Sequence[MicroBatchPlan]]) -> float:
+    """Time of a step in which every micro-batch takes as long as its busiest rank, over the time of
+    an even one."""
+    longest = total = 0.0
+    for turn in zip(*assigned, strict=True):
+        work = [work_of(micro.packs, COST_7B) for micro in turn]
+        longest += max(work)
+        total += sum(work)
+    return longest * len(assigned) / total
 
 
 def locality(steps: Sequence[StepPlan], *, nodes: int) -> dict[str, float]:
@@ -134,10 +139,10 @@ def nodes_by_preference(packs: Sequence[PackPlan], nodes: int) -> dict[int, int]
 def draw(figure: Figure, figures: dict[str, Any]) -> None:
     axes = figure.subplots()
     cases = {name: found for name, found in figures.items() if "step" in found}
-    for shift, key in enumerate(("step", "moment", "in_turn")):
-        places = [i + 0.27 * (shift - 1) for i in range(len(cases))]
+    for shift, key in enumerate(("step", "lockstep", "in_turn", "limit")):
+        places = [i + 0.2 * (shift - 1.5) for i in range(len(cases))]
         values = [found[key] for found in cases.values()]
-        axes.bar(places, values, width=0.25, label=key.replace("_", " "))
+        axes.bar(places, values, width=0.18, label=key.replace("_", " "))
     axes.set_xticks(range(len(cases)), [name.replace(", ", "\n") for name in cases], fontsize=7)
     axes.set_ylim(0.95)
     axes.axhline(1.02, color="gray", linestyle=":")

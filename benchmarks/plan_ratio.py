@@ -22,7 +22,7 @@ from vltrain.batch import StepPlan
 from vltrain.data.config import MixtureConfig, PackingConfig, RampConfig, RampKind
 
 SHARE = 0.7
-SEQUENCES = 256
+SEQUENCES = 64
 BAD = 0.001
 
 Lengths = dict[str, list[SyntheticTable]]

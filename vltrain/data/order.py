@@ -9,11 +9,11 @@ order. Nothing is remembered but the position, one integer, so seeking costs one
 and a restored stream is the stream.
 
 Cost: 12 bytes per block and 4 more for each epoch held (at most two): with 256 samples in a block
-0.08 bytes per sample. A stretch (128 blocks of 256) takes about 2 MB and 4 ms to read; two are
-held. Rejected: a permutation of all samples (random reads over all shards, 8 bytes per sample); a
-shuffle buffer (state as large as the buffer, order dependent on timing); dealing blocks to lanes
-that each keep a window of their own (the same shuffle, but a restore has to plan every lane's
-window: 370 ms instead of one window's 6).
+0.08 bytes per sample. A stretch (128 blocks of 256) takes under 2 MB and about 4 ms to read, and
+as many sidecars to open as it has shards; two are held. Rejected: a permutation of all samples
+(random reads over all shards, 8 bytes per sample); a shuffle buffer (state as large as the buffer,
+order dependent on timing); dealing blocks to lanes that each keep a window of their own (the same
+shuffle, but a restore has to plan every lane's window: 370 ms instead of one window's 6).
 
 Randomness is the raw output of Philox keyed by xxh3-128 of the words that name the choice: the same
 on every machine and every numpy version (numpy promises raw streams, not those of ``Generator``).
