@@ -20,7 +20,6 @@ from vltrain.data.loader import MicroBatchDataset, StepLoader
 from vltrain.data.pieces import PieceReader, PieceTable, check_modalities
 from vltrain.data.plan import Plan
 from vltrain.data.recipe import Recipe
-from vltrain.data.repetition import repetition_warnings
 from vltrain.data.sources import open_source
 from vltrain.errors import ConfigError
 from vltrain.metrics.throughput import Work, count_flops
@@ -91,13 +90,10 @@ def open_data(config: RunConfig) -> DataPath:
                 excluded,
                 table.num_samples,
             )
-    plan = Plan(recipe, seed=config.run.seed)
-    for line in repetition_warnings(plan, config.optim.steps):
-        log.warning("%s", line)
     return DataPath(
         encoder=encoder,
         recipe=recipe,
-        plan=plan,
+        plan=Plan(recipe, seed=config.run.seed),
         reader=PieceReader(opened, tables=tables, encoder=encoder),
         tables=tables,
     )
