@@ -1,4 +1,4 @@
-"""The benchmarks of the plan run, and reach their exact goals in small."""
+"""The benchmarks of the plan run, print their goals and write their figures (in small)."""
 
 from __future__ import annotations
 
