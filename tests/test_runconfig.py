@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf import OmegaConf
 
 from stages import POLICIES, policy_of
 from vltrain.batch import Learn
@@ -16,25 +17,11 @@ from vltrain.runconfig import clean_arguments, to_yaml
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PUBLISHED = ("deepseek_vl_1.3b", "deepseek_vl_1.3b_hybrid", "deepseek_vl_7b")
 
-# Where a user's own shards would be: the published mixes name data sets, not folders.
-PATHS = {
-    1: ("sharegpt4v_captions", "document_ocr"),
-    2: (
-        "interleaved",
-        "caption",
-        "table_chart",
-        "web_code",
-        "scene_text_ocr",
-        "document_ocr",
-        "sft",
-        "text",
-    ),
-    3: ("taxonomy", "general", "table_chart", "web_code", "text_sft"),
-}
-
 
 def with_paths(stage: int) -> list[str]:
-    return [f"data.sources.{name}.path=somewhere/{name}" for name in PATHS[stage]]
+    """Where a user's own shards would be: the published mixes name data sets, not folders."""
+    names = OmegaConf.load(CONF / f"data/deepseek_vl_stage{stage}.yaml").sources
+    return [f"data.sources.{name}.path=somewhere/{name}" for name in names]
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
@@ -121,7 +108,9 @@ def test_every_optim_and_data_file_is_used_by_some_composition() -> None:
     optim = {f"{m}_stage{n}" for m in (*PUBLISHED, "demo") for n in (1, 2, 3)}
     assert set(yaml_options("optim")) == optim
     data = {f"{m}_stage{n}" for m in ("deepseek_vl", "demo") for n in (1, 2, 3)}
-    assert set(yaml_options("data")) - {"demo_warm_language", "demo_warm_towers"} == data
+    ablations = {f"deepseek_vl_stage2_{r}" for r in ("100_0", "75_25", "60_40", "25_75", "10_90")}
+    warm = {"demo_warm_language", "demo_warm_towers"}
+    assert set(yaml_options("data")) == data | ablations | warm
 
 
 @pytest.mark.parametrize(

@@ -141,8 +141,7 @@ class PackPlan:
     """One planned sequence. ``number`` counts the packs of the whole run in global order."""
 
     number: int
-    modality: Modality  # multimodal if any piece has an image
-    lane: int
+    modality: Modality  # multimodal if any piece is of a multimodal source
     pieces: tuple[PieceRef, ...]
 
     @property

@@ -17,6 +17,7 @@ from vltrain.data.config import (
     OrderConfig,
     PackingConfig,
     SourceConfig,
+    WhenSpent,
 )
 from vltrain.data.plan import Plan
 from vltrain.data.recipe import Recipe
@@ -187,8 +188,10 @@ def data_config(
     order: OrderConfig | None = None,
     weights: dict[str, float] | None = None,
     max_epochs: dict[str, float] | None = None,
+    when_spent: WhenSpent = WhenSpent.end,
     categories: dict[str, str] | None = None,
 ) -> DataConfig:
+    """``when_spent``: of every source."""
     sources = {}
     for table in tables:
         sources[table.name] = SourceConfig(
@@ -198,6 +201,7 @@ def data_config(
             category=(categories or {}).get(table.name, "default"),
             weight=(weights or {}).get(table.name, 1.0),
             max_epochs=(max_epochs or {}).get(table.name),
+            when_spent=when_spent,
         )
     return DataConfig(
         sources=sources,

@@ -17,7 +17,7 @@ TOKENS = WorkCost(token=1.0, token_squared=0.0, image=0.0)
 
 def step_of(lengths: list[int]) -> StepPlan:
     packs = tuple(
-        PackPlan(number=i, modality=Modality.language, lane=0, pieces=(piece(i, n),))
+        PackPlan(number=i, modality=Modality.language, pieces=(piece(i, n),))
         for i, n in enumerate(lengths)
     )
     return StepPlan(

@@ -68,7 +68,6 @@ def plan_of(*rows: list[ReadPiece], num_slots: int | None = None) -> MicroBatchP
         PackPlan(
             number=10 + n,
             modality=Modality.multimodal,
-            lane=0,
             pieces=tuple(p.ref for p in row),
         )
         for n, row in enumerate(rows)

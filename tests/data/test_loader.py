@@ -82,7 +82,7 @@ def dataset(*, faults: bool = False) -> MicroBatchDataset:
 
 def pack(number: int) -> PackPlan:
     ref = PieceRef(source=0, piece=number, tokens=4, supervised=2, image_tokens=1, images=1)
-    return PackPlan(number=number, modality=Modality.multimodal, lane=0, pieces=(ref,))
+    return PackPlan(number=number, modality=Modality.multimodal, pieces=(ref,))
 
 
 def micro(step: int, number: int, packs: tuple[int, ...]) -> MicroBatchPlan:

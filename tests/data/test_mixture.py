@@ -77,6 +77,11 @@ def test_weight_zero_leaves_a_source_or_a_category_out():
             ["data.mixture.ramp.start_share=-0.1", "between 0 and 1"],
         ),
         (MixtureConfig(ramp=RampConfig(steps=-1)), ["data.mixture.ramp.steps=-1"]),
+        (MixtureConfig(ramp=RampConfig(tokens=-1)), ["data.mixture.ramp.tokens=-1"]),
+        (
+            MixtureConfig(ramp=RampConfig(steps=10, tokens=20)),
+            ["ramp.steps=10", "ramp.tokens=20", "Set one of them to 0"],
+        ),
     ],
 )
 def test_what_the_mixture_refuses(mixture, words):
@@ -112,6 +117,8 @@ def test_modalities_in_use_counts_the_ramp():
     assert modalities_in_use(only_pictures) == (Modality.multimodal,)
     only_pictures.ramp = RampConfig(kind=RampKind.linear, steps=10, start_share=1.0)
     assert modalities_in_use(only_pictures) == (Modality.language, Modality.multimodal)
+    only_pictures.ramp = RampConfig(kind=RampKind.linear, tokens=10, start_share=1.0)
+    assert modalities_in_use(only_pictures) == (Modality.language, Modality.multimodal)
     assert modalities_in_use(MixtureConfig(language_share=1.0)) == (Modality.language,)
 
 
@@ -120,12 +127,22 @@ def test_ramp_leads_from_its_start_to_the_target():
         mixture = MixtureConfig(
             language_share=0.7, ramp=RampConfig(kind=kind, steps=100, start_share=1.0)
         )
-        return [language_share(step, mixture) / WHOLE for step in (0, 25, 50, 100, 5000)]
+        return [
+            language_share(step, tokens=0, mixture=mixture) / WHOLE
+            for step in (0, 25, 50, 100, 5000)
+        ]
 
     assert shares(RampKind.none) == [0.7] * 5
     assert shares(RampKind.linear) == pytest.approx([1.0, 0.925, 0.85, 0.7, 0.7])
     quarter = 1.0 - 0.3 * (1 - math.cos(math.pi / 4)) / 2
     assert shares(RampKind.cosine) == pytest.approx([1.0, quarter, 0.85, 0.7, 0.7])
+
+
+def test_a_ramp_in_tokens_goes_by_what_is_planned():
+    ramp = RampConfig(kind=RampKind.linear, tokens=1000, start_share=1.0)
+    mixture = MixtureConfig(language_share=0.5, ramp=ramp)
+    shares = [language_share(9, tokens=n, mixture=mixture) / WHOLE for n in (0, 500, 1000, 9999)]
+    assert shares == pytest.approx([1.0, 0.75, 0.5, 0.5])
 
 
 def test_balance_owes_each_unit_the_share_of_its_moment():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from plan_fakes import picture_sizes, text_sizes
 
-from vltrain.data.packing import best_fit_decreasing
+from vltrain.data.packing import best_fit_decreasing, top_up
 
 
 def pack(tokens, *, images=None, first=None, capacity=10, max_images=8):
@@ -68,3 +68,16 @@ def test_fill_of_one_window_of_texts_and_of_pictures():
         tokens, _, images = sizes(samples)
         packs = pack(tokens.tolist(), images=images.tolist(), capacity=4096)
         assert tokens.sum() / (4096 * len(packs)) > least
+
+
+def test_text_tops_up_the_fullest_pack_that_takes_it_and_the_rest_keeps_to_itself():
+    # Pictures 7 -> A (3 left), 6 -> B (4 left). Texts 5 -> neither, 4 -> B, 2 -> A, 2 -> neither.
+    packs, left_over = top_up(
+        [7, 5, 6, 2, 4, 2],
+        images=[1, 0, 1, 0, 0, 0],
+        is_text=[False, True, False, True, True, True],
+        capacity_tokens=10,
+        capacity_images=8,
+    )
+    assert packs == [[0, 3], [2, 4]]
+    assert left_over == [[1, 5]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 import time
 from collections import Counter
@@ -35,25 +36,15 @@ from vltrain.data.config import (
     RampConfig,
     RampKind,
     RatioUnit,
+    WhenSpent,
 )
 from vltrain.data.plan import Plan
 from vltrain.data.recipe import Recipe
 from vltrain.errors import CheckpointError
 
 PINNED = [
-    [(0, 134), (0, 129), (0, 30), (0, 29), (0, 126), (0, 28), (0, 27), (0, 25)],
-    [
-        (1, 183),
-        (1, 181),
-        (1, 180),
-        (1, 179),
-        (1, 178),
-        (1, 175),
-        (1, 173),
-        (1, 75),
-        (0, 48),
-        (0, 49),
-    ],
+    [(0, 19), (0, 262), (0, 43), (0, 286), (0, 261), (0, 99)],
+    [(1, 94), (1, 116), (1, 114), (1, 284), (1, 138), (1, 224)],
 ]
 """Packs as (source, piece), see test_the_order_is_pinned."""
 
@@ -112,6 +103,41 @@ def test_a_finite_source_ends_the_plan_for_all():
         assert sorted(drawn(steps, source=0)) == list(range(200))
         assert len(set(drawn(steps, source=1))) == len(drawn(steps, source=1))
         assert language_ratio(steps) == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_source_that_leaves_gives_its_share_to_the_others(caplog):
+    tables = [text_table("few", samples=100), text_table("many"), picture_table()]
+    for grouping in (False, True):
+        caplog.clear()
+        plan = make_plan(
+            tables,
+            mixture=MixtureConfig(language_share=0.5, grouping=grouping),
+            packing=SMALL,
+            max_epochs={"few": 2},
+            when_spent=WhenSpent.leave,
+        )
+        with caplog.at_level(logging.WARNING):
+            steps = take(plan, 300)
+        assert Counter(drawn(steps, source=0)) == dict.fromkeys(range(100), 2)
+        assert drawn(steps[200:], source=0) == []
+        assert language_ratio(steps) == pytest.approx(0.5, abs=0.02)
+        (said,) = caplog.messages
+        assert "source 'few' has been planned 2 times (data.sources.few.max_epochs)" in said
+        again = take(plan, 10, cursor=through_json(steps[250].cursor_after))
+        assert again == steps[251:261]
+
+
+def test_the_plan_ends_when_every_source_of_a_modality_has_left():
+    plan = make_plan(
+        [text_table("a", samples=50), text_table("b", samples=80), picture_table()],
+        mixture=MixtureConfig(language_share=0.5, grouping=True),
+        packing=SMALL,
+        max_epochs={"a": 1, "b": 1},
+        when_spent=WhenSpent.leave,
+    )
+    steps = list(plan.steps())
+    assert len(drawn(steps, source=0)) == 50
+    assert len(drawn(steps, source=1)) == 80
 
 
 def test_all_pieces_of_split_texts_come_and_empty_samples_are_passed_over():
@@ -281,6 +307,27 @@ def test_the_ramp_is_followed_within_a_step_and_not_paid_back(kind, grouping, st
         assert language_ratio(steps[80:]) == pytest.approx(0.7, abs=0.02)
 
 
+@pytest.mark.parametrize("grouping", [False, True])
+def test_a_ramp_in_tokens_ends_where_so_many_are_planned(grouping):
+    tables = [text_table(), picture_table()]
+    ramp = RampConfig(kind=RampKind.linear, tokens=2_000_000, start_share=1.0)
+    plan = make_plan(
+        tables,
+        mixture=MixtureConfig(language_share=0.5, grouping=grouping, ramp=ramp),
+        packing=SMALL,
+    )
+    steps = take(plan, 90)
+    before = 0
+    for step in steps:
+        share = 1.0 - 0.5 * min(1.0, before / 2_000_000)
+        assert step.language_share_target == pytest.approx(share, abs=1e-6)
+        before += sum(step.tokens.values())
+    assert before > 2_500_000
+    assert worst_error_in_steps(steps) < 1
+    resumed = take(plan, 5, cursor=through_json(steps[30].cursor_after))
+    assert resumed == steps[31:36]
+
+
 def test_a_ramp_from_one_begins_with_language_alone():
     plan = make_plan(
         [text_table(), picture_table()],
@@ -352,5 +399,5 @@ def test_names_and_not_places_seed_the_streams():
     )
     tables = [text_table("a"), text_table("b")]
     beside = Plan(Recipe(tables, config=data_config(tables, mixture=LANGUAGE_ONLY)), seed=0)
-    first = alone.groups["language"][0].stream.at(0)[0].piece
-    assert (beside.groups["language"][1].stream.at(0)[0].piece == first).all()
+    first = alone.members[0].stream.at(0)[0].piece
+    assert (beside.members[1].stream.at(0)[0].piece == first).all()

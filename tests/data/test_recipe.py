@@ -121,6 +121,8 @@ def test_image_tokens_on_top_is_in_the_digest():
         ("batch.sequences", 0, ["data.batch.sequences=0"]),
         ("sources.text.max_epochs", 0.0, ["data.sources.text.max_epochs=0.0", "above 0"]),
         ("mixture.category_weights.chart", 1.0, ["'chart'", "default"]),
+        ("packing.top_up_texts_per_sample", -0.5, ["top_up_texts_per_sample=-0.5", "0 or more"]),
+        ("packing.top_up_texts_per_sample", 0.5, ["data.mixture.grouping=true", "Set it to 0"]),
     ],
 )
 def test_values_that_are_refused(path, value, words):
@@ -128,6 +130,16 @@ def test_values_that_are_refused(path, value, words):
         digest(changed(put(path, value)))
     for word in words:
         assert word in str(refused.value)
+
+
+def test_top_up_of_one_modality_is_refused():
+    config = data_config(
+        TABLES,
+        mixture=MixtureConfig(language_share=0.0, grouping=True),
+        packing=PackingConfig(enabled=True, sequence_length=4096, top_up_texts_per_sample=0.5),
+    )
+    with pytest.raises(ConfigError, match=r"language_share=0.0: the run has one modality.*to 0"):
+        digest(config)
 
 
 def test_a_source_without_any_piece_is_refused():

@@ -92,7 +92,7 @@ def test_the_same_command_goes_on(stages: Stages, killed: Killed, workspace: Pat
     assert len(folders) == 2
 
 
-def test_one_process_and_zero_3_go_on_as_well(
+def test_one_process_with_a_worker_and_zero_3_go_on_as_well(
     stages: Stages, killed: Killed, workspace: Path
 ) -> None:
     """And plain ``python launch/train.py``."""
@@ -100,6 +100,7 @@ def test_one_process_and_zero_3_go_on_as_well(
         python(),
         *(*WORDS[:-1], f"run.name={killed.copy.name}", "engine.zero_stage=3"),
         "data.batch.micro=1",
+        "data.loader.workers=1",
         cwd=workspace,
     )
     assert ended.code == 0, ended.err

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import DEMO, Finished, Stages
+from launching import DEMO, Finished, Stages, prepare_here
 
 Refused = Callable[..., str]
 InProcess = Callable[..., Finished]
@@ -50,7 +50,7 @@ def test_a_value_of_the_wrong_type(in_process: InProcess) -> None:
 
 def test_no_data(refused: Refused) -> None:
     said = refused("stage=2")
-    assert "data.sources.interleaved.path is not set" in said
+    assert "data.sources.mmc4.path is not set" in said
     assert "launch/prepare.py" in said
     assert "+experiment=demo" in said
 
@@ -141,6 +141,14 @@ def test_a_shard_that_changed(refused: Refused, stages: Stages, workspace: Path)
 def test_lengths_that_were_not_measured(refused: Refused, stages: Stages) -> None:
     said = refused("stage=1", *DEMO, "run.name=none", "data.packing.sequence_length=300")
     assert "python launch/prepare.py" in said
+
+
+def test_sources_that_will_repeat_are_named(in_process: InProcess, workspace: Path) -> None:
+    words = ("stage=2", *DEMO, "run.name=none", "init_from=null")
+    prepare_here(workspace, *words)
+    ended = in_process(*words, "data.mixture.repetition_warning=0.01")
+    assert ended.said("source 'shapes' will be seen ") == 1
+    assert ended.said("(data.mixture.repetition_warning=0.01): give it less weight") >= 1
 
 
 CHANGED = {

@@ -83,9 +83,7 @@ def micro(number: int, targets: Sequence[int], *, faults: tuple[Fault, ...] = ()
 
 def plan(step: int, numbers: Sequence[int]) -> StepPlan:
     piece = PieceRef(source=0, piece=0, tokens=3, supervised=2, image_tokens=0, images=0)
-    packs = tuple(
-        PackPlan(number=n, modality=Modality.language, lane=0, pieces=(piece,)) for n in numbers
-    )
+    packs = tuple(PackPlan(number=n, modality=Modality.language, pieces=(piece,)) for n in numbers)
     return StepPlan(
         step=step,
         modality=Modality.language,

@@ -83,10 +83,12 @@ def _cut(packs: Sequence[PackPlan], *, parts: int, cost: WorkCost) -> list[_Shar
     by_length = sorted(packs, key=lambda pack: (-pack.tokens, pack.number))
     edges = [part * len(packs) // parts for part in range(parts + 1)]
     runs = [tuple(by_length[first:last]) for first, last in itertools.pairwise(edges)]
-    return [_Share(work=_work(run, cost), order=order, packs=run) for order, run in enumerate(runs)]
+    return [
+        _Share(work=work_of(run, cost), order=order, packs=run) for order, run in enumerate(runs)
+    ]
 
 
-def _work(packs: Sequence[PackPlan], cost: WorkCost) -> float:
+def work_of(packs: Sequence[PackPlan], cost: WorkCost) -> float:
     """Work of one micro-batch: its packs are padded to the longest."""
     if not packs:
         return 0.0
@@ -98,5 +100,5 @@ def _work(packs: Sequence[PackPlan], cost: WorkCost) -> float:
 
 def imbalance(assigned: Sequence[Sequence[MicroBatchPlan]], *, cost: WorkCost) -> float:
     """Work of the busiest rank over the mean, for one step."""
-    work = [sum(_work(micro.packs, cost) for micro in mine) for mine in assigned]
+    work = [sum(work_of(micro.packs, cost) for micro in mine) for mine in assigned]
     return max(work) * len(work) / sum(work)

@@ -28,6 +28,13 @@ class RampKind(str, Enum):
     cosine = "cosine"
 
 
+class WhenSpent(str, Enum):
+    """What becomes of the run when a source has been seen max_epochs times."""
+
+    end = "end"  # the run ends, on all ranks at the same step
+    leave = "leave"  # the source leaves the mix; the others of its modality take over its share
+
+
 @dataclass
 class SourceConfig:
     """One leaf of the mix: a set of shards, one record kind, one modality."""
@@ -50,17 +57,20 @@ class SourceConfig:
     index_dir: str | None = None
     """Where index and token sidecar lie; default is a folder .vltrain beside the shards."""
     max_epochs: float | None = None
-    """A finite source ends after so many epochs; None repeats for ever (with a warning past
+    """The source is seen so many times at most; None repeats for ever (with a warning past
     repetition_warning)."""
+    when_spent: WhenSpent = WhenSpent.end
     licence: str = ""
 
 
 @dataclass
 class RampConfig:
-    """Modality warm-up: the language share goes from start_share to mixture.language_share."""
+    """Modality warm-up: the language share goes from start_share to mixture.language_share, within
+    so many steps or so many planned tokens (one of the two)."""
 
     kind: RampKind = RampKind.none
     steps: int = 0
+    tokens: int = 0
     start_share: float = 1.0
 
 
@@ -90,6 +100,10 @@ class PackingConfig:
     """True: sequence_length bounds the text alone and image tokens come on top (stage 1: 512 text
     positions beside 576 visual tokens; facts 1.1 and 4.4). Only where packing is off."""
     window_samples: int = 1024
+    top_up_texts_per_sample: float = 0.0
+    """Above 0, with mixture.grouping: texts fill the room that is left in multimodal packs. So many
+    texts are drawn for each multimodal sample; those that do not fit come in the next language
+    step. 0.5 fills the packs of the published lengths. The papers do not say (off)."""
     max_images: int = 8
     """Most images in one sequence; a sample with more is refused by prepare."""
 
@@ -99,7 +113,9 @@ class OrderConfig:
     """Shuffle. Part of the recipe digest."""
 
     block_samples: int = 256
-    lanes: int = 64
+    """Neighbours of one shard that are shuffled as one; fewer for small sources."""
+    lanes: int = 128
+    """Blocks of a source that are open side by side, their samples shuffled together."""
 
 
 @dataclass

@@ -52,16 +52,17 @@ class Balance:
         self.language += language_units
 
 
-def language_share(step: int, mixture: MixtureConfig) -> int:
-    """Language share that step ``step`` aims at, in millionths.
+def language_share(step: int, *, tokens: int, mixture: MixtureConfig) -> int:
+    """Language share that a step aims at, in millionths. ``tokens``: planned before it.
 
-    The ramp leads from ``ramp.start_share`` at step 0 to ``language_share`` at step ``ramp.steps``
-    (DeepSeek-VL 4.4; its shape and length are not published).
+    The ramp leads from ``ramp.start_share`` at step 0 to ``language_share`` at step ``ramp.steps``,
+    or where ``ramp.tokens`` are planned (DeepSeek-VL 4.4; shape and length are not published).
     """
     final, ramp = mixture.language_share, mixture.ramp
-    if ramp.kind is RampKind.none or step >= ramp.steps:
+    reached, length = (tokens, ramp.tokens) if ramp.tokens else (step, ramp.steps)
+    if ramp.kind is RampKind.none or reached >= length:
         return round(final * WHOLE)
-    done = step / ramp.steps
+    done = reached / length
     if ramp.kind is RampKind.cosine:
         done = (1.0 - math.cos(math.pi * done)) / 2.0
     return round((ramp.start_share + (final - ramp.start_share) * done) * WHOLE)
@@ -70,7 +71,7 @@ def language_share(step: int, mixture: MixtureConfig) -> int:
 def modalities_in_use(mixture: MixtureConfig) -> tuple[Modality, ...]:
     """The modalities that some step of the run draws."""
     shares = [mixture.language_share]
-    if mixture.ramp.kind is not RampKind.none and mixture.ramp.steps > 0:
+    if mixture.ramp.kind is not RampKind.none and (mixture.ramp.steps or mixture.ramp.tokens):
         shares.append(mixture.ramp.start_share)
     used = []
     if any(share > 0 for share in shares):
@@ -159,5 +160,12 @@ def _check_numbers(sources: Mapping[str, SourceConfig], mixture: MixtureConfig) 
     ):
         if not 0 <= share <= 1:
             raise ConfigError(f"{where}={share}: a share lies between 0 and 1.")
-    if mixture.ramp.steps < 0:
-        raise ConfigError(f"data.mixture.ramp.steps={mixture.ramp.steps}: must be 0 or more.")
+    ramp = mixture.ramp
+    for where, length in (("steps", ramp.steps), ("tokens", ramp.tokens)):
+        if length < 0:
+            raise ConfigError(f"data.mixture.ramp.{where}={length}: must be 0 or more.")
+    if ramp.steps and ramp.tokens:
+        raise ConfigError(
+            f"data.mixture.ramp.steps={ramp.steps} and data.mixture.ramp.tokens={ramp.tokens}: the "
+            "ramp has one length. Set one of them to 0."
+        )

@@ -2,15 +2,18 @@
 
 In: a source's piece table and the run's seed. Out: for a position (how many samples the source has
 already given) the sample that comes next. Epoch e is positions [e * n, (e + 1) * n): every sample
-comes exactly once in each. An epoch is a seeded order of *blocks* (neighbouring samples of one
-shard, so that reading stays local), and a block is a seeded order of its samples. Nothing is
-remembered but the position, one integer, so seeking is O(log blocks) and a restored stream is the
-stream.
+comes exactly once in each. A *block* is some neighbouring samples of one shard, so that reading
+stays local; an epoch is a seeded order of blocks. The blocks that follow each other in it are open
+side by side, as many as there are *lanes*: the samples of such a *stretch* come in one seeded
+order. Nothing is remembered but the position, one integer, so seeking costs one stretch of sizes
+and a restored stream is the stream.
 
-Cost: 12 bytes per block and 12 more for each epoch held (at most three), with 256 samples in a
-block about 0.2 bytes per sample. Rejected: a permutation of all samples (random reads, 8 bytes per
-sample); a shuffle buffer (state as large as the buffer, order dependent on timing); dealing blocks
-to lanes beforehand (lanes drift apart and a source's epochs smear over each other).
+Cost: 12 bytes per block and 4 more for each epoch held (at most two): with 256 samples in a block
+0.08 bytes per sample. A stretch (128 blocks of 256) takes under 2 MB and about 4 ms to read, and
+as many sidecars to open as it has shards; two are held. Rejected: a permutation of all samples
+(random reads over all shards, 8 bytes per sample); a shuffle buffer (state as large as the buffer,
+order dependent on timing); dealing blocks to lanes that each keep a window of their own (the same
+shuffle, but a restore has to plan every lane's window: 370 ms instead of one window's 6).
 
 Randomness is the raw output of Philox keyed by xxh3-128 of the words that name the choice: the same
 on every machine and every numpy version (numpy promises raw streams, not those of ``Generator``).
@@ -19,6 +22,7 @@ on every machine and every numpy version (numpy promises raw streams, not those 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,10 +37,12 @@ SMALLEST_BLOCK_SAMPLES = 16
 """Blocks are never made smaller than this: below it, opening a block costs more than its
 samples."""
 
-BLOCKS_PER_LANE = 4
-"""A source gives every lane at least so many blocks per epoch, or has the smallest blocks."""
+STRETCHES_PER_EPOCH = 4
+"""A source has at least so many stretches per epoch, or has the smallest blocks."""
 
-_EPOCHS_HELD = 3
+_EPOCHS_HELD = 2
+_STRETCHES_HELD = 2
+_SIZES_AT_A_TIME = 128
 
 
 class PieceColumns(Protocol):
@@ -76,27 +82,33 @@ class PieceTable(Protocol):
 
 
 def random_order(count: int, *key: str | int) -> np.ndarray:
-    """A permutation of ``range(count)`` (int64) that depends on ``key`` alone."""
+    """A permutation of ``range(count)`` (int64) that depends on ``key`` alone.
+
+    Sorts random numbers whose low bits are replaced by their places: none are equal, so that every
+    sorting algorithm, the fastest included, gives the same order.
+    """
     name = "\x1f".join(str(word) for word in key)
-    bits = np.random.Philox(key=xxhash.xxh3_128_intdigest(name.encode()))
-    return np.argsort(bits.random_raw(count), kind="stable")
+    bits = np.random.Philox(key=xxhash.xxh3_128_intdigest(name.encode())).random_raw(count)
+    places = np.uint64((1 << max(count - 1, 0).bit_length()) - 1)
+    tagged = (bits & ~places) | np.arange(count, dtype=np.uint64)
+    return (np.sort(tagged) & places).astype(np.int64)
 
 
 def block_size(num_samples: int, *, largest: int, lanes: int) -> int:
-    """Samples per block: ``largest``, or fewer where a small source would give a lane too few
-    blocks."""
-    wanted = -(-num_samples // (lanes * BLOCKS_PER_LANE))
+    """Samples per block: ``largest``, or fewer where a small source would have too few
+    stretches."""
+    wanted = -(-num_samples // (lanes * STRETCHES_PER_EPOCH))
     return min(largest, max(SMALLEST_BLOCK_SAMPLES, wanted))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Block:
-    """The samples of one block in the order in which they come.
+class Stretch:
+    """The samples of some blocks in the order in which they come.
 
-    Arrays over pieces (int64): piece, tokens, supervised, image_tokens, images. first_row: int64
-    (samples + 1,), the pieces of sample i are rows first_row[i]:first_row[i + 1]. Lists over
-    samples: sample_pieces, sample_tokens, sample_units. A sample of which the source draws nothing
-    has no rows.
+    Arrays over pieces: piece (int64), tokens, supervised, image_tokens, images (int32). first_row:
+    int64 (samples + 1,), the pieces of sample i are rows first_row[i]:first_row[i + 1].
+    sample_tokens, sample_units: int64 (samples,). A sample of which the source draws nothing has no
+    rows.
     """
 
     piece: np.ndarray
@@ -105,9 +117,12 @@ class Block:
     image_tokens: np.ndarray
     images: np.ndarray
     first_row: np.ndarray
-    sample_pieces: list[int]
-    sample_tokens: list[int]
-    sample_units: list[int]
+    sample_tokens: np.ndarray
+    sample_units: np.ndarray
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.sample_tokens)
 
 
 def piece_units(unit: RatioUnit, *, tokens: np.ndarray, supervised: np.ndarray) -> np.ndarray:
@@ -128,87 +143,112 @@ class SourceStream:
         *,
         seed: int,
         block_samples: int,
+        lanes: int,
         unit: RatioUnit,
-        held_samples: int,
     ) -> None:
-        """``held_samples``: blocks of about so many samples are kept, so that a window that was
-        chosen sample by sample is not fetched again to be packed."""
         self.table = table
         self.samples_per_epoch = table.num_samples
         self._key = (seed, table.name)
         self._unit = unit
         self._block_first, self._block_count = _cut_shards(table.shard_samples, block_samples)
-        self._held_blocks = 2 + held_samples // block_samples
+        stretches = -(-len(self._block_count) // lanes)
+        # Blocks of an epoch's order that end each stretch: as even as they can be.
+        self._edges = np.arange(stretches + 1) * len(self._block_count) // stretches
         self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
-        self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
+        self._stretches: OrderedDict[tuple[int, int], Stretch] = OrderedDict()
 
-    def at(self, position: int) -> tuple[Block, int]:
-        """The block that holds ``position``, and the position's place in it."""
+    def at(self, position: int) -> tuple[Stretch, int]:
+        """The stretch that holds ``position``, and the position's place in it."""
         epoch, within = divmod(position, self.samples_per_epoch)
-        order, ends = self._epoch(epoch)
-        turn = int(np.searchsorted(ends, within, side="right"))
-        number = int(order[turn])
-        block = self._block(epoch, number)
-        return block, within - (int(ends[turn]) - int(self._block_count[number]))
+        _, first_sample = self._epoch(epoch)
+        number = int(np.searchsorted(first_sample, within, side="right")) - 1
+        return self._stretch(epoch, number), within - int(first_sample[number])
 
-    def read(self, position: int, count: int) -> list[tuple[Block, slice]]:
-        """The rows of samples ``position`` to ``position + count``, block by block."""
-        parts: list[tuple[Block, slice]] = []
+    def sizes(self, position: int) -> Iterator[tuple[int, int, int]]:
+        """(pieces, tokens, units) of the samples from ``position`` on, without end."""
+        while True:
+            stretch, offset = self.at(position)
+            end = min(offset + _SIZES_AT_A_TIME, stretch.num_samples)
+            yield from zip(
+                np.diff(stretch.first_row[offset : end + 1]).tolist(),
+                stretch.sample_tokens[offset:end].tolist(),
+                stretch.sample_units[offset:end].tolist(),
+                strict=True,
+            )
+            position += end - offset
+
+    def read(self, position: int, count: int) -> list[tuple[Stretch, slice]]:
+        """The rows of samples ``position`` to ``position + count``, stretch by stretch."""
+        parts: list[tuple[Stretch, slice]] = []
         while count > 0:
-            block, offset = self.at(position)
-            taken = min(count, len(block.sample_pieces) - offset)
-            rows = slice(int(block.first_row[offset]), int(block.first_row[offset + taken]))
-            parts.append((block, rows))
+            stretch, offset = self.at(position)
+            taken = min(count, stretch.num_samples - offset)
+            rows = slice(int(stretch.first_row[offset]), int(stretch.first_row[offset + taken]))
+            parts.append((stretch, rows))
             position += taken
             count -= taken
         return parts
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Order of the blocks in an epoch, and the number of samples up to each block's end."""
+        """Order of the blocks in an epoch, and each stretch's first sample in it (and the end)."""
         if epoch not in self._epochs:
             order = random_order(len(self._block_count), *self._key, "blocks", epoch)
-            order = order.astype(np.int32)
-            self._epochs[epoch] = (order, np.cumsum(self._block_count[order], dtype=np.int64))
+            before = np.concatenate(([0], np.cumsum(self._block_count[order], dtype=np.int64)))
+            self._epochs[epoch] = (order.astype(np.int32), before[self._edges])
             while len(self._epochs) > _EPOCHS_HELD:
                 self._epochs.popitem(last=False)
         return self._epochs[epoch]
 
-    def _block(self, epoch: int, number: int) -> Block:
-        if (epoch, number) not in self._blocks:
-            self._blocks[epoch, number] = self._shuffled_block(epoch, number)
-            while len(self._blocks) > self._held_blocks:
-                self._blocks.popitem(last=False)
-        return self._blocks[epoch, number]
+    def _stretch(self, epoch: int, number: int) -> Stretch:
+        if (epoch, number) not in self._stretches:
+            self._stretches[epoch, number] = self._shuffled(epoch, number)
+            while len(self._stretches) > _STRETCHES_HELD:
+                self._stretches.popitem(last=False)
+        return self._stretches[epoch, number]
 
-    def _shuffled_block(self, epoch: int, number: int) -> Block:
-        first, count = int(self._block_first[number]), int(self._block_count[number])
-        columns = self.table.pieces_of_samples(first, count)
-        place = np.empty(count, dtype=np.int64)  # of each sample in the shuffled block
-        place[random_order(count, *self._key, "samples", epoch, number)] = np.arange(count)
-        place_of_row = place[np.asarray(columns.sample, dtype=np.int64) - first]
-        rows = np.argsort(place_of_row, kind="stable")
+    def _shuffled(self, epoch: int, number: int) -> Stretch:
+        order, _ = self._epoch(epoch)
+        blocks = order[self._edges[number] : self._edges[number + 1]]
+        parts = [
+            self.table.pieces_of_samples(first, count)
+            for first, count in zip(
+                self._block_first[blocks].tolist(), self._block_count[blocks].tolist(), strict=True
+            )
+        ]
+        counts = self._block_count[blocks]
+        # Samples as read: numbered through the blocks of the stretch.
+        shift = np.cumsum(counts, dtype=np.int64) - counts - self._block_first[blocks]
+        sample = np.concatenate(
+            [part.sample + by for part, by in zip(parts, shift.tolist(), strict=True)]
+        )
+        pieces = np.bincount(sample, minlength=int(counts.sum()))
+        first_as_read = np.cumsum(pieces) - pieces
 
-        tokens = np.asarray(columns.tokens)[rows].astype(np.int64)
-        supervised = np.asarray(columns.supervised)[rows].astype(np.int64)
+        comes = random_order(len(pieces), *self._key, "samples", epoch, number)
+        first_row = np.concatenate(([0], np.cumsum(pieces[comes])))
+        rows = np.repeat(first_as_read[comes] - first_row[:-1], pieces[comes])
+        rows += np.arange(len(rows))
+
+        def column(name: str) -> np.ndarray:
+            return np.concatenate([getattr(part, name) for part in parts])[rows]
+
+        tokens, supervised = column("tokens"), column("supervised")
         units = piece_units(self._unit, tokens=tokens, supervised=supervised)
-        sample_pieces = np.bincount(place_of_row, minlength=count)
-        first_row = np.concatenate(([0], np.cumsum(sample_pieces)))
-        return Block(
-            piece=np.asarray(columns.piece)[rows].astype(np.int64),
+        return Stretch(
+            piece=column("piece"),
             tokens=tokens,
             supervised=supervised,
-            image_tokens=np.asarray(columns.image_tokens)[rows].astype(np.int64),
-            images=np.asarray(columns.images)[rows].astype(np.int64),
+            image_tokens=column("image_tokens"),
+            images=column("images"),
             first_row=first_row,
-            sample_pieces=sample_pieces.tolist(),
-            sample_tokens=_sum_rows(tokens, first_row).tolist(),
-            sample_units=_sum_rows(units, first_row).tolist(),
+            sample_tokens=_sum_rows(tokens, first_row),
+            sample_units=_sum_rows(units, first_row),
         )
 
 
 def _sum_rows(values: np.ndarray, first_row: np.ndarray) -> np.ndarray:
     """Sum of ``values`` over the rows of each sample."""
-    running = np.concatenate(([0], np.cumsum(values)))
+    running = np.concatenate(([0], np.cumsum(values, dtype=np.int64)))
     return np.diff(running[first_row])
 
 

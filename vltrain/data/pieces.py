@@ -154,7 +154,8 @@ class PieceTable:
         if not mine.all():
             names = TableColumns.__dataclass_fields__
             columns = TableColumns(**{name: getattr(columns, name)[mine] for name in names})
-        _, sample = np.unique(columns.row, return_inverse=True)
+        # Rows ascend: a sample begins where the row changes.
+        sample = np.concatenate(([0], np.cumsum(np.diff(columns.row) != 0)))[: len(columns.row)]
         return _ShardPieces(columns, sample.astype(np.int64))
 
 

@@ -18,13 +18,13 @@ import xxhash
 
 from vltrain.batch import Modality
 from vltrain.data.config import DataConfig
-from vltrain.data.mixture import source_weights
+from vltrain.data.mixture import modalities_in_use, source_weights
 from vltrain.data.order import PieceTable
 from vltrain.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 """Raise when the same recipe would give other steps than before; it is part of the digest."""
 
 
@@ -71,6 +71,7 @@ def _facts(tables: Sequence[PieceTable], config: DataConfig) -> dict[str, Any]:
             "category": config.sources[table.name].category,
             "weight": config.sources[table.name].weight,
             "max_epochs": config.sources[table.name].max_epochs,
+            "when_spent": config.sources[table.name].when_spent.value,
         }
         for table in tables
     ]
@@ -80,7 +81,7 @@ def _facts(tables: Sequence[PieceTable], config: DataConfig) -> dict[str, Any]:
         "mixture": {
             "unit": mixture.unit.value,
             "language_share": mixture.language_share,
-            "ramp": [ramp.kind.value, ramp.steps, ramp.start_share],
+            "ramp": [ramp.kind.value, ramp.steps, ramp.tokens, ramp.start_share],
             "grouping": mixture.grouping,
             "category_weights": dict(mixture.category_weights),
         },
@@ -89,6 +90,7 @@ def _facts(tables: Sequence[PieceTable], config: DataConfig) -> dict[str, Any]:
             "sequence_length": packing.sequence_length,
             "image_tokens_on_top": packing.image_tokens_on_top,
             "window_samples": packing.window_samples,
+            "top_up_texts_per_sample": packing.top_up_texts_per_sample,
             "max_images": packing.max_images,
         },
         "order": {"block_samples": config.order.block_samples, "lanes": config.order.lanes},
@@ -110,10 +112,28 @@ def _check_sizes(config: DataConfig) -> None:
         raise ConfigError(
             f"data.packing.max_images={config.packing.max_images}: must be 0 or more."
         )
+    _check_top_up(config)
     if config.packing.enabled and config.packing.image_tokens_on_top:
         raise ConfigError(
             "data.packing.image_tokens_on_top=true with data.packing.enabled=true: a packed "
             "sequence has one length for text and images together. Turn one of them off."
+        )
+
+
+def _check_top_up(config: DataConfig) -> None:
+    texts = config.packing.top_up_texts_per_sample
+    where = f"data.packing.top_up_texts_per_sample={texts}"
+    if not (math.isfinite(texts) and texts >= 0):
+        raise ConfigError(f"{where}: a number of 0 or more (0: no top-up).")
+    if texts and not (config.packing.enabled and config.mixture.grouping):
+        raise ConfigError(
+            f"{where} needs data.packing.enabled=true and data.mixture.grouping=true (without "
+            "grouping, texts and images share packs anyway). Set it to 0, or turn both on."
+        )
+    if texts and len(modalities_in_use(config.mixture)) < 2:
+        raise ConfigError(
+            f"{where} with data.mixture.language_share={config.mixture.language_share}: the run "
+            "has one modality, so there is nothing to top up or to top up with. Set it to 0."
         )
 
 
