@@ -99,6 +99,18 @@ def open_data(config: RunConfig) -> DataPath:
     )
 
 
+def micro_batch_dataset(config: RunConfig, data: DataPath) -> MicroBatchDataset:
+    """Planned micro-batches to read ones: what the loader's workers run."""
+    return MicroBatchDataset(
+        data.reader,
+        modalities=[source.modality for source in config.data.sources.values()],
+        image_token_id=config.model.image_token_id,
+        image_side=config.model.image_side,
+        pad_color=config.model.pad_color,
+        decode=config.data.decode,
+    )
+
+
 def step_loader(
     config: RunConfig,
     data: DataPath,
@@ -108,14 +120,7 @@ def step_loader(
     world: int,
 ) -> StepLoader:
     """This rank's share of every step from ``cursor`` on."""
-    dataset = MicroBatchDataset(
-        data.reader,
-        modalities=[source.modality for source in config.data.sources.values()],
-        image_token_id=config.model.image_token_id,
-        image_side=config.model.image_side,
-        pad_color=config.model.pad_color,
-        decode=config.data.decode,
-    )
+    dataset = micro_batch_dataset(config, data)
     cost = work_cost(config)
 
     def mine() -> Iterator[tuple[StepPlan, tuple[MicroBatchPlan, ...]]]:
