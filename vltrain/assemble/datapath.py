@@ -99,6 +99,14 @@ def open_data(config: RunConfig) -> DataPath:
     )
 
 
+def open_held_out(config: RunConfig, encoder: Encoder) -> tuple[PieceTable, ...]:
+    """The held-out sources' tables. Raises DataError where one is not prepared."""
+    return tuple(
+        PieceTable(open_source(name, source), encoder_digest=encoder.digest)
+        for name, source in config.data.held_out.items()
+    )
+
+
 def micro_batch_dataset(config: RunConfig, data: DataPath) -> MicroBatchDataset:
     """Planned micro-batches to read ones: what the loader's workers run."""
     return MicroBatchDataset(
