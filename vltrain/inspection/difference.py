@@ -81,9 +81,9 @@ def first_planned_difference(
     pairs = zip_longest(islice(left.plan.steps(), steps), islice(right.plan.steps(), steps))
     for number, (ours, theirs) in enumerate(pairs, start=1):
         if ours is None or theirs is None:
-            side = "left" if ours is None else "right"
+            where = "there" if ours is None else "here"
             return StepDifference(
-                step=number, words=f"the {side} one has ended: a source with max_epochs is spent"
+                step=number, words=f"no step {number} {where}: a source with max_epochs is spent"
             )
         packs_left = [_pack_names(pack, name_left) for pack in ours.packs]
         packs_right = [_pack_names(pack, name_right) for pack in theirs.packs]
