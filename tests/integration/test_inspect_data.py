@@ -135,6 +135,7 @@ BAD_WORDS = [
     (("step", "7", *WORDS), "step 7 lies behind the stage's end: optim.steps=6"),
     (("step", "1", "runs/demo/nowhere"), "runs/demo/nowhere is no run directory"),
     (("step", "1", "--packs", "0", *WORDS), "--packs 0: must be at least 1"),
+    (("step", "1", "--out", "launch/train.py", *WORDS), "launch/train.py cannot be made"),
     (("step", "1", "--pack-it", *WORDS), "unrecognized arguments: --pack-it"),
     (("diff", "runs/demo/stage2"), "diff takes two runs, or one run and the words of a config"),
     (("diff", *WORDS), "diff: nothing before the key=value words"),

@@ -15,6 +15,7 @@ import yaml
 from vltrain.assemble.datapath import DataPath, micro_batch_dataset, open_data, open_held_out
 from vltrain.assemble.identity import model_digest
 from vltrain.batch import Origin, PieceRef
+from vltrain.errors import ConfigError
 from vltrain.inspection.contact_sheet import contact_sheet
 from vltrain.inspection.difference import (
     PlanSide,
@@ -67,12 +68,14 @@ def inspect_steps(
 
     run: the directory of a run of this config, whose checkpoints shorten the way to the steps and
     whose rows prove them. shown_packs: of each step on the page; the others are read only for the
-    proof. Raises DataError and CheckpointError as the modules that do the work.
+    proof. Raises ConfigError where ``out`` cannot be made, DataError and CheckpointError as the
+    modules that do the work.
     """
     recorded = read_recorded(run) if run is not None else None
     data = open_data(config)
     if recorded is not None:
         recorded.refuse_other(recipe=data.recipe.digest, seed=config.run.seed)
+    _make_folder(out)
     cursor = recorded.cursor_before(first) if recorded is not None else None
     planned = plan_steps(data.plan, first=first, last=last, cursor=cursor)
     views = _views(config, data, planned, recorded, shown_packs=shown_packs)
@@ -95,7 +98,6 @@ def inspect_steps(
         proofs=proofs,
     )
     stem = f"step-{first}" if first == last else f"steps-{first}-{last}"
-    out.mkdir(parents=True, exist_ok=True)
     (out / f"{stem}.html").write_text(page, encoding="utf-8")
     sheet = contact_sheet(views)
     if sheet is not None:
@@ -157,6 +159,16 @@ def lint_data(config: RunConfig) -> LintReport:
         plan=data.plan,
         steps=config.optim.steps,
     )
+
+
+def _make_folder(out: Path) -> None:
+    """Before anything is planned or read, so that it is not done in vain."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{out} cannot be made ({error.strerror}): give --out a folder that can be written"
+        ) from error
 
 
 def _views(
