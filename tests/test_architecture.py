@@ -22,6 +22,7 @@ LAYERS: list[set[str]] = [
     {"vltrain.engine"},
     {"vltrain.checkpoint"},
     {"vltrain.train", "vltrain.evaluate"},
+    {"vltrain.inspection"},
     {"vltrain.runconfig"},
     {"vltrain.assemble"},
     {"stages"},

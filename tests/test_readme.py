@@ -91,6 +91,10 @@ def test_a_command_is_one_that_its_script_takes(page: Path, line: str, tmp_path:
     assert script.is_file()
     if script.stem in HYDRA_SCRIPTS:
         check_hydra_words(script.stem, given, mixes=tmp_path, fill_paths=page != README)
+    elif script.stem == "inspect_data" and any(word.startswith("stage=") for word in given):
+        check_argparse_words(script, given)
+        words = [word for word in given if "=" in word]
+        check_hydra_words(script.stem, words, mixes=tmp_path, fill_paths=page != README)
     elif script.stem == "eval":
         assert given[0].startswith("runs/")
         OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.from_dotlist(given[1:]))

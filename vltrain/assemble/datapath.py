@@ -99,6 +99,26 @@ def open_data(config: RunConfig) -> DataPath:
     )
 
 
+def open_held_out(config: RunConfig, encoder: Encoder) -> tuple[PieceTable, ...]:
+    """The held-out sources' tables. Raises DataError where one is not prepared."""
+    return tuple(
+        PieceTable(open_source(name, source), encoder_digest=encoder.digest)
+        for name, source in config.data.held_out.items()
+    )
+
+
+def micro_batch_dataset(config: RunConfig, data: DataPath) -> MicroBatchDataset:
+    """Planned micro-batches to read ones: what the loader's workers run."""
+    return MicroBatchDataset(
+        data.reader,
+        modalities=[source.modality for source in config.data.sources.values()],
+        image_token_id=config.model.image_token_id,
+        image_side=config.model.image_side,
+        pad_color=config.model.pad_color,
+        decode=config.data.decode,
+    )
+
+
 def step_loader(
     config: RunConfig,
     data: DataPath,
@@ -108,14 +128,7 @@ def step_loader(
     world: int,
 ) -> StepLoader:
     """This rank's share of every step from ``cursor`` on."""
-    dataset = MicroBatchDataset(
-        data.reader,
-        modalities=[source.modality for source in config.data.sources.values()],
-        image_token_id=config.model.image_token_id,
-        image_side=config.model.image_side,
-        pad_color=config.model.pad_color,
-        decode=config.data.decode,
-    )
+    dataset = micro_batch_dataset(config, data)
     cost = work_cost(config)
 
     def mine() -> Iterator[tuple[StepPlan, tuple[MicroBatchPlan, ...]]]:

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
+STYLE = """
 :root { --ink: #1f2933; --soft: #5b6773; --line: #e2e7ee; --right: #2f855a; --wrong: #c53030; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1120px; padding: 32px 24px 80px; color: var(--ink);
@@ -32,7 +26,19 @@ th { color: var(--soft); font-weight: 600; }
 .card img { width: 100%; image-rendering: pixelated; border-radius: 4px; display: block; }
 .card p { margin: 6px 0 0; overflow-wrap: anywhere; }
 details pre { background: #f6f8fa; padding: 12px; overflow-x: auto; font-size: 12.5px; }
-</style>
+"""
+"""Of every page that the project draws, so that they look alike."""
+
+TEMPLATE = (
+    """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>"""
+    + STYLE
+    + """</style>
 </head>
 <body>
 <h1>{{ title }}</h1>
@@ -118,3 +124,4 @@ scores blind it owes to the words alone; only the difference is sight.</p>
 </body>
 </html>
 """
+)

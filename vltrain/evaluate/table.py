@@ -6,7 +6,7 @@ picture blanked stands in brackets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from vltrain.evaluate.charts import accuracy_bars
@@ -74,14 +74,20 @@ def terminal_table(points: Sequence[Point]) -> str:
         return "nothing evaluated yet"
     header = ["held out", *(f"after {label}" for label in point_labels(points)), ""]
     lines = [header, *([r.measure, *r.cells, r.note] for r in result_rows(points))]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    texts = [
+    header_line, *texts = aligned(lines, left=(0, len(header) - 1))
+    rule = "-" * max(len(text) for text in [header_line, *texts])
+    footer = "(in brackets: the same with every picture blanked)"
+    return "\n".join([header_line, rule, *texts, rule, footer])
+
+
+def aligned(lines: Sequence[Sequence[str]], *, left: Collection[int]) -> list[str]:
+    """Equally long rows of cells as lines of text; the columns ``left`` are flush left, the others
+    right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
         "  ".join(
-            cell.ljust(width) if i in (0, len(header) - 1) else cell.rjust(width)
+            cell.ljust(width) if i in left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     ]
-    rule = "-" * max(len(text) for text in texts)
-    footer = "(in brackets: the same with every picture blanked)"
-    return "\n".join([texts[0], rule, *texts[1:], rule, footer])

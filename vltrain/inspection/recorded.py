@@ -1,0 +1,116 @@
+"""What a run directory says of its data: rows with digests, cursors of its checkpoints.
+
+In: a run directory. Out: a ``RecordedRun``; the manifests are read, the weights are not. A damaged
+checkpoint is passed over with a warning: an earlier cursor leads to the same steps.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vltrain.checkpoint.config import CheckpointConfig
+from vltrain.checkpoint.manifest import MANIFEST, Manifest
+from vltrain.checkpoint.store import CheckpointStore, open_checkpoint
+from vltrain.data.digest import chain
+from vltrain.errors import CheckpointError, ConfigError
+from vltrain.metrics.rows import StepRow, read_rows
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedRun:
+    """rows: by step, 1 is the first. manifests: rising by step."""
+
+    directory: Path
+    rows: dict[int, StepRow]
+    manifests: tuple[Manifest, ...]
+
+    def cursor_before(self, step: int) -> Mapping[str, Any] | None:
+        """The latest recorded cursor from which ``step`` can be planned; None: only from the
+        start."""
+        before = [m for m in self.manifests if m.cursor is not None and 0 < m.step < step]
+        return before[-1].cursor if before else None
+
+    def refuse_other(self, *, recipe: str, seed: int) -> None:
+        """Raise CheckpointError where the data as it is now is not what the run was trained on."""
+        for manifest in self.manifests[-1:]:
+            if (manifest.recipe_digest, manifest.seed) != (recipe, seed):
+                raise CheckpointError(
+                    f"{self.directory} was trained on data recipe {manifest.recipe_digest} with "
+                    f"seed {manifest.seed}; its config and shards now give {recipe} with seed "
+                    f"{seed}: a word on the command line, or a shard, changes the order. Leave the "
+                    "word out, put the shards back, or see what changed with: inspect_data.py diff"
+                )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proof:
+    """A step's digest as read again, against the run's own record. is_linked: whether the recorded
+    chain leads from the row before to this one (None: that row is not there)."""
+
+    step: int
+    found: str
+    recorded: str
+    is_linked: bool | None
+
+    @property
+    def holds(self) -> bool:
+        return self.found == self.recorded and self.is_linked is not False
+
+    def words(self) -> str:
+        """One line for people."""
+        if self.found != self.recorded:
+            return (
+                f"step {self.step}: digest {self.found}, but steps.jsonl has {self.recorded}: what "
+                "is read now is not what the run was trained on (a shard changed, or a record that "
+                "was bad then can be read now; see ledger.jsonl)"
+            )
+        if self.is_linked is False:
+            return (
+                f"step {self.step}: the digest is steps.jsonl's, but its chain does not lead from "
+                "the row before to this one: rows were edited or lost"
+            )
+        link = "" if self.is_linked is None else ", and links the chain of the row before to its"
+        return f"step {self.step}: digest {self.found} is the one in steps.jsonl{link}"
+
+
+def run_directory(directory: Path) -> Path:
+    """The run that ``directory`` is, or is a checkpoint of. Raises ConfigError for anything
+    else."""
+    if (directory / MANIFEST).is_file():
+        directory = directory.resolve().parents[1]
+    if not (directory / "config.yaml").is_file():
+        raise ConfigError(
+            f"{directory} is no run directory (it has no config.yaml): expected one that "
+            "launch/train.py made, or a checkpoint of one"
+        )
+    return directory
+
+
+def read_recorded(directory: Path) -> RecordedRun:
+    """Rows and manifests of a run directory. Raises DataError for a damaged row."""
+    store = CheckpointStore(directory / "checkpoints", config=CheckpointConfig())
+    manifests = []
+    for step in store.steps():
+        try:
+            manifests.append(open_checkpoint(store.path(step)).manifest)
+        except CheckpointError as error:
+            log.warning("checkpoint of step %d passed over: %s", step, error)
+    rows = {row.step: row for row in read_rows(directory / "steps.jsonl")}
+    return RecordedRun(directory=directory, rows=rows, manifests=tuple(manifests))
+
+
+def prove(run: RecordedRun, *, step: int, digest: str) -> Proof | None:
+    """The step's digest against the run's record; None where the run has not come so far."""
+    row = run.rows.get(step)
+    if row is None:
+        return None
+    before = "" if step == 1 else getattr(run.rows.get(step - 1), "chain", None)
+    # The chain counts steps from 0, rows from 1.
+    is_linked = None if before is None else chain(before, step - 1, row.digest) == row.chain
+    return Proof(step=step, found=digest, recorded=row.digest, is_linked=is_linked)
