@@ -77,7 +77,7 @@ def assemble_training(config: RunConfig, *, predecessors: Collection[int]) -> Tr
         check_fits(resumed.directory, resumed.manifest, trainable=shapes)
     params = _params(config, built)
     engine = _engine(config, built, device)
-    _restore(engine, origins, resumed)
+    _restore(config, engine, origins, resumed)
     show_masked_examples(config, data)
     return Training(
         config,
@@ -186,10 +186,16 @@ def _engine(config: RunConfig, built: BuiltModel, device: torch.device) -> Engin
     )
 
 
-def _restore(engine: Engine, origins: HandOff, resumed: Checkpoint | None) -> None:
-    """Masters, moments and count of a resumed run; masters alone from the stage before."""
+def _restore(
+    config: RunConfig, engine: Engine, origins: HandOff, resumed: Checkpoint | None
+) -> None:
+    """Masters, moments and count of a resumed run; masters alone of what another run starts
+    with."""
     if resumed is not None:
         skipped = resumed.manifest.counters["sums"]["skipped_steps"]
         engine.import_state(resumed.reader(), updates=resumed.manifest.step - skipped)
-    elif (masters := masters_of(origins)) is not None:
+        return
+    dtype = getattr(torch, parameter_dtype(config.engine))
+    masters = masters_of(origins, config=config.model, dtype=dtype)
+    if masters is not None:
         engine.import_state(masters, updates=None)

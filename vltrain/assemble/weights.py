@@ -20,6 +20,7 @@ from vltrain.engine.fragments import FragmentKind, Read
 from vltrain.errors import ConfigError
 from vltrain.models.build import BuiltModel
 from vltrain.models.config import ModelConfig
+from vltrain.models.layouts import PublishedDirectory
 from vltrain.models.trainable import part_of
 from vltrain.models.weights import (
     load_weights,
@@ -86,21 +87,30 @@ def refuse_unasked_random(config: ModelConfig, origins: HandOff) -> None:
         )
 
 
-def masters_of(origins: HandOff) -> Read | None:
-    """Reader of the fp32 masters that the predecessor's checkpoint holds, None where it holds none.
-
-    The module's own copy of them may be in bf16; the masters must not pass through it.
-    """
+def masters_of(origins: HandOff, *, config: ModelConfig, dtype: torch.dtype) -> Read | None:
+    """Reader of the fp32 masters of what a stage starts with, None where the module's own copy, in
+    ``dtype``, is as good: what a checkpoint or a published file holds in fp32 must not pass through
+    bf16. A tensor that the predecessor kept frozen has no master; its value is in the module."""
     inside = {p for p, origin in origins.parts.items() if origin.kind is OriginKind.checkpoint}
-    if origins.predecessor is None or not inside:
+    reader = origins.predecessor.reader() if origins.predecessor is not None and inside else None
+    published = {
+        part: PublishedDirectory(origin.path, config=config)
+        for part, origin in origins.parts.items()
+        if origin.kind is OriginKind.published and origin.path is not None
+        if dtype != torch.float32
+    }
+    if reader is None and not published:
         return None
-    reader = origins.predecessor.reader()
-    params = origins.predecessor.manifest.params
 
     def read(name: str, kind: FragmentKind, offset: int, count: int) -> torch.Tensor | None:
-        if part_of(name) not in inside or name not in params:
-            return None
-        return reader(name, kind, offset, count)
+        part = part_of(name)
+        if part in inside and reader is not None and reader.holds(name, kind):
+            return reader(name, kind, offset, count)
+        if part in published and kind is FragmentKind.master:
+            tensor = published[part].tensor(name)
+            if tensor is not None and tensor.dtype.itemsize > dtype.itemsize:
+                return tensor.flatten()[offset : offset + count].float()
+        return None
 
     return read
 
