@@ -50,6 +50,11 @@ def test_published_recipes_compose_and_pass(compose, model: str, stage: int) -> 
     assert config.optim.clip_norm == 1.0
 
 
+@pytest.mark.parametrize(("stage", "unit"), [(1, "samples"), (2, "tokens"), (3, "samples")])
+def test_published_shares_are_held_in_their_unit(compose, stage: int, unit: str) -> None:
+    assert compose(f"stage={stage}", *with_paths(stage)).data.mixture.unit.value == unit
+
+
 # DeepSeek-VL Table 4, by hand: lr, schedule, warm-up, steps, batch, sequence length, packing.
 TABLE_4 = {
     ("deepseek_vl_1.3b", 1): (1e-3, "cosine", 128, 15000, 256, 512, False),
