@@ -19,7 +19,7 @@ from vltrain.assemble.datapath import DataPath, open_data
 from vltrain.assemble.identity import Identity, model_digest
 from vltrain.assemble.recording import Recording, show_masked_examples
 from vltrain.assemble.stage_run import Training
-from vltrain.assemble.weights import load_parts, masters_of
+from vltrain.assemble.weights import load_parts, masters_of, refuse_unasked_random
 from vltrain.checkpoint.handoff import Expected, HandOff, continue_from, hand_off
 from vltrain.checkpoint.manifest import ParamRecord
 from vltrain.checkpoint.reader import check_fits
@@ -40,9 +40,12 @@ from vltrain.runconfig import Resume, RunConfig
 log = logging.getLogger(__name__)
 
 
-def assemble_training(config: RunConfig, *, predecessors: Collection[int]) -> Training:
+def assemble_training(
+    config: RunConfig, *, predecessors: Collection[int], may_be_new: Collection[str]
+) -> Training:
     """Build a stage of training, or raise what is wrong with it. ``predecessors``: stage numbers
-    that it may start from (0: published weights)."""
+    that it may start from (0: published weights). ``may_be_new``: parts that may start from the
+    seed."""
     setup_logging(rank=int(os.environ.get("RANK", "0")))
     device = start(config.engine)
     if distributed.is_first():
@@ -60,6 +63,8 @@ def assemble_training(config: RunConfig, *, predecessors: Collection[int]) -> Tr
     if resumed is not None:
         identity.refuse_other(resumed.manifest, stage=config.stage.number)
     origins = _origins(config, data, identity, resumed=resumed, predecessors=predecessors)
+    if resumed is None:
+        refuse_unasked_random(config.model, origins, may_be_new=may_be_new)
     built = build_model(
         config.model,
         trainable=config.stage.trainable,

@@ -38,9 +38,8 @@ def load_parts(
     """Fill ``built``; return each part's record and the tensor digests of the frozen ones.
 
     Raises WeightsError where a directory does not fit, ContractError where weights are not those
-    that a predecessor recorded, ConfigError where a part would stay at random values unasked.
+    that a predecessor recorded.
     """
-    refuse_unasked_random(built.config, origins)
     published = {
         part: origin.path
         for part, origin in origins.parts.items()
@@ -68,15 +67,17 @@ def load_parts(
     return records, digests
 
 
-def refuse_unasked_random(config: ModelConfig, origins: HandOff) -> None:
-    """Only the adaptor is new by design. Anything else without weights is nearly always a forgotten
-    path, whether it trains or not."""
+def refuse_unasked_random(
+    config: ModelConfig, origins: HandOff, *, may_be_new: Collection[str]
+) -> None:
+    """Raise ConfigError where a part that is not new by design would start at random values: nearly
+    always a forgotten path, whether the part trains or not. Before anything is built."""
     if config.weights.allow_random:
         return
     random = [
         part
         for part, origin in origins.parts.items()
-        if origin.kind is OriginKind.fresh and part != "adaptor"
+        if origin.kind is OriginKind.fresh and part not in may_be_new
     ]
     if random:
         settings = " ".join(f"model.weights.{part}=DIRECTORY" for part in random)
