@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from launching import DEMO, Stages, rows_of
+from launching import DEMO, Stages, launch, python, rows_of
 from safetensors.torch import load_file
 
 from vltrain.checkpoint.reader import read_part_state
@@ -125,14 +125,14 @@ def test_each_thing_is_said_once(stages: Stages) -> None:
     assert "Traceback" not in said.out + said.err
 
 
-def test_what_a_stage_kept_frozen_may_train_in_the_next(stages: Stages, in_process) -> None:
+def test_what_a_stage_kept_frozen_may_train_in_the_next(stages: Stages, workspace: Path) -> None:
     embedding = "language.model.embed_tokens.weight"
     few = ("optim.steps=2", "optim.schedule.warmup_steps=0", "metrics.wandb.enabled=false")
     froze = ("run.name=froze", "stage.freeze=[language.model.embed_tokens.*]")
-    ended = in_process("stage=2", *DEMO, *few, *froze)
+    ended = launch(python(), "stage=2", *DEMO, *few, *froze, cwd=workspace)
     assert ended.code == 0, ended.err
     thawed = ("run.name=thawed", "init_from=runs/demo/froze")
-    ended = in_process("stage=3", *DEMO, *few, *thawed)
+    ended = launch(python(), "stage=3", *DEMO, *few, *thawed, cwd=workspace)
     assert ended.code == 0, ended.err
     demo = stages.runs[1].parent
     kept, trained = (part_digests(demo / name, "language") for name in ("froze", "thawed"))
