@@ -197,11 +197,26 @@ def test_saves_on_the_way_and_at_the_end() -> None:
     assert len(recorder.rows) == 5
 
 
-def test_the_end_of_the_data_saves_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_whole_run_does_not_say_that_the_data_ended(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", logger="vltrain.train.loop"):
+        trainer(two_steps(), engine=FakeEngine(), recorder=Recorder(), steps=2).run()
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("save_every", [1, 2, 100])
+def test_the_end_of_the_data_saves_and_says_so(
+    caplog: pytest.LogCaptureFixture, save_every: int
+) -> None:
     recorder = Recorder()
     with caplog.at_level("WARNING", logger="vltrain.train.loop"):
-        trainer(two_steps(), engine=FakeEngine(), recorder=recorder, steps=5).run()
-    assert [step for step, _ in recorder.saved] == [2]
+        loop = trainer(
+            two_steps(), engine=FakeEngine(), recorder=recorder, steps=5, save_every=save_every
+        )
+        loop.run()
+    assert [step for step, _ in recorder.saved][-1:] == [2]
+    assert len({step for step, _ in recorder.saved}) == len(
+        recorder.saved
+    )  # once, also where a save was due there
     assert "The data ended after step 2 of 5" in caplog.text
 
 

@@ -97,12 +97,13 @@ class Trainer:
             if self.progress.step >= self._steps:
                 break
             begin = time.monotonic()
-        if saved != self.progress.step:
+        else:  # the loader ended, not the stage
             log.warning(
                 "The data ended after step %d of %d (every finite source is used up).",
                 self.progress.step,
                 self._steps,
             )
+        if saved != self.progress.step:
             self._hooks.save(self.progress)
         return self.progress
 
