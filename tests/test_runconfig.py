@@ -11,7 +11,7 @@ from stages import POLICIES, policy_of
 from vltrain.batch import Learn
 from vltrain.errors import ConfigError
 from vltrain.optim.config import ScheduleKind
-from vltrain.runconfig import clean_arguments, to_yaml
+from vltrain.runconfig import clean_arguments, from_file, to_yaml
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PUBLISHED = ("deepseek_vl_1.3b", "deepseek_vl_1.3b_hybrid", "deepseek_vl_7b")
@@ -231,3 +231,15 @@ def test_the_resolved_config_is_yaml_that_holds_every_value(compose) -> None:
     assert "language_share: 0.7" in text
     assert "???" not in text
     assert "${" not in text
+
+
+def test_written_paths_hold_in_any_working_directory(compose, tmp_path, monkeypatch) -> None:
+    config = compose(*DEMO, "model.weights.sam=kept/sam", "model.tokenizer=kept/words")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert config.model.weights.sam == "kept/sam"  # as given
+    read = from_file(tmp_path / "config.yaml")
+    assert read.model.weights.sam == str(tmp_path / "kept/sam")
+    assert read.model.weights.siglip == config.model.weights.siglip is None
+    assert read.model.tokenizer == str(tmp_path / "kept/words")
+    assert read.init_from == str(tmp_path / str(config.init_from))

@@ -8,6 +8,7 @@ group's choice.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -147,8 +148,25 @@ def _missing(key: str) -> str:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The resolved config as YAML (what config.yaml of a run holds)."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config), sort_keys=False)
+    """The resolved config as YAML (what config.yaml of a run holds). Paths of weights and tokenizer
+    are absolute: a run may be read from another working directory."""
+    weights = {part: _absolute(path) for part, path in given_weights(config.model).items()}
+    model = dataclasses.replace(
+        config.model,
+        weights=dataclasses.replace(config.model.weights, **weights),
+        tokenizer=_absolute(config.model.tokenizer),
+    )
+    written = dataclasses.replace(config, model=model, init_from=_absolute(config.init_from))
+    return OmegaConf.to_yaml(OmegaConf.structured(written), sort_keys=False)
+
+
+def given_weights(model: ModelConfig) -> dict[str, str | None]:
+    """model.weights by part."""
+    return {part: getattr(model.weights, part) for part in PARTS}
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
 
 
 def check(config: RunConfig) -> None:

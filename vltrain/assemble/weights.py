@@ -16,6 +16,7 @@ import torch
 from vltrain import distributed
 from vltrain.checkpoint.handoff import HandOff, OriginKind
 from vltrain.checkpoint.manifest import PartRecord
+from vltrain.checkpoint.store import Checkpoint
 from vltrain.engine.fragments import FragmentKind, Read
 from vltrain.errors import ConfigError
 from vltrain.models.build import BuiltModel
@@ -32,10 +33,22 @@ from vltrain.models.weights import (
 log = logging.getLogger(__name__)
 
 
+def trained_records(checkpoint: Checkpoint) -> dict[str, PartRecord]:
+    """Records of the parts that lie in a run's own checkpoint: what they began with is the first
+    start's to say, not that of whoever reads them again."""
+    return {part: record for part, record in checkpoint.manifest.parts.items() if record.trained}
+
+
 def load_parts(
-    built: BuiltModel, origins: HandOff, *, trainable: Collection[str]
+    built: BuiltModel,
+    origins: HandOff,
+    *,
+    trainable: Collection[str],
+    recorded: Mapping[str, PartRecord],
 ) -> tuple[dict[str, PartRecord], dict[str, dict[str, str]]]:
     """Fill ``built``; return each part's record and the tensor digests of the frozen ones.
+
+    recorded: records that stand already (``trained_records``); those parts are not digested.
 
     Raises WeightsError where a directory does not fit, ContractError where weights are not those
     that a predecessor recorded.
@@ -54,13 +67,17 @@ def load_parts(
     records: dict[str, PartRecord] = {}
     digests: dict[str, dict[str, str]] = {}
     for part, origin in origins.parts.items():
+        if part in recorded:
+            records[part] = recorded[part]
+            log.info("%s: as trained, from %s", part, origin.path)
+            continue
         found = _digests(built, part, origins)
         origins.check_digest(part, found=part_digest(found))
         if part not in trainable:
             digests[part] = found
         records[part] = PartRecord(
             trained=part in trainable,
-            path=str(origin.path) if origin.path is not None else None,
+            path=str(origin.path.absolute()) if origin.path is not None else None,
             digest=part_digest(found),
         )
         log.info("%s: %s", part, _said(origin.kind, records[part]))
