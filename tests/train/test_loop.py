@@ -127,7 +127,7 @@ def trainer(
     return Trainer(
         stage="align",
         unit=RatioUnit.tokens,
-        modalities=[Modality.language],
+        modalities={"text": Modality.language},
         engine=engine,  # type: ignore[arg-type]
         towers=NoTowers(),
         loader=loader,
@@ -230,10 +230,29 @@ def test_goes_on_from_where_it_was() -> None:
 def test_faults_are_handed_on_and_holes_counted() -> None:
     fault = Fault(origin=ORIGIN, reason="truncated", detail="half", action="hole")
     recorder = Recorder()
-    loader = [(plan(0, [0]), [micro(0, [1, 2], faults=(fault,))])]
+    micros = [micro(0, [1, 2], faults=(fault,)), micro(1, [1])]
+    loader = [(plan(0, [0, 1]), micros)]
     progress = trainer(loader, engine=FakeEngine(), recorder=recorder, steps=1).run()
     assert recorder.faults == [(0, 1)]
     assert recorder.rows[0].holes == progress.counters.holes == 1
+    assert progress.counters.samples == {"language": 1, "multimodal": 0}  # two planned, one a hole
+
+
+def test_targets_stay_on_the_cpu_where_the_head_wants_them() -> None:
+    engine = FakeEngine()
+    engine.device = torch.device("meta")
+    seen: list[dict] = []
+    forward = engine.forward
+
+    def remember(inputs: dict) -> torch.Tensor:
+        seen.append(inputs)
+        return forward(inputs)
+
+    engine.forward = remember  # type: ignore[method-assign]
+    trainer(two_steps()[1:], engine=engine, recorder=Recorder(), steps=1).run()
+    moved = {name: tensor.device.type for name, tensor in seen[0].items() if name != "features"}
+    assert moved.pop("targets") == "cpu"
+    assert set(moved.values()) == {"meta"}
 
 
 @pytest.mark.parametrize("held", [[0], [0, 2], [0, 1, 1]])

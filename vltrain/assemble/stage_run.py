@@ -114,7 +114,7 @@ class Training:
         return Trainer(
             stage=config.stage.name,
             unit=config.data.mixture.unit,
-            modalities=[source.modality for source in config.data.sources.values()],
+            modalities={name: s.modality for name, s in config.data.sources.items()},
             engine=self.engine,
             towers=self.built.frozen,
             loader=loader,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -57,14 +57,14 @@ class Hooks:
 
 class Trainer:
     """Runs the steps that are left. ``steps`` counts the whole stage; ``save_every`` in steps;
-    ``modalities``: of each source, in recipe order."""
+    ``modalities``: of each source by name, in recipe order."""
 
     def __init__(
         self,
         *,
         stage: str,
         unit: RatioUnit,
-        modalities: Sequence[Modality],
+        modalities: Mapping[str, Modality],
         engine: Engine,
         towers: Features,
         loader: Iterable[tuple[StepPlan, Sequence[MicroBatch]]],
@@ -75,7 +75,8 @@ class Trainer:
     ) -> None:
         self._stage = stage
         self._unit = unit
-        self._modalities = tuple(modalities)
+        self._modalities = dict(modalities)
+        self._modality_of_number = tuple(modalities.values())
         self._engine = engine
         self._towers = towers
         self._loader = loader
@@ -144,7 +145,8 @@ class Trainer:
             "ids": micro.ids.to(device, non_blocking=True),
             "positions": micro.positions.to(device, non_blocking=True),
             "segments": micro.segments.to(device, non_blocking=True),
-            "targets": micro.targets.to(device, non_blocking=True),
+            # The head looks for labels on the CPU: on the device that would be a synchronisation.
+            "targets": micro.targets,
             "image_positions": micro.image_positions.to(device, non_blocking=True),
             "features": self._towers.encode(micro.images),
         }
@@ -157,7 +159,10 @@ class Trainer:
             counters.supervised[modality] += agreed.targets[modality]
         for pack in plan.packs:
             for piece in pack.pieces:
-                counters.samples[self._modalities[piece.source].value] += 1
+                counters.samples[self._modality_of_number[piece.source].value] += 1
+        for fault in agreed.faults:
+            if fault.action == "hole":
+                counters.samples[self._modalities[fault.origin.source].value] -= 1
         counters.images += agreed.images
         counters.packs += len(plan.packs)
         counters.holes += agreed.holes
