@@ -48,6 +48,11 @@ def test_published_recipes_compose_and_pass(compose, model: str, stage: int) -> 
     assert config.optim.beta2 == 0.95
     assert config.optim.weight_decay == 0.0
     assert config.optim.clip_norm == 1.0
+    assert config.data.loader.workers > 0  # decoding in the training process would hold it up
+
+
+def test_the_demo_decodes_in_the_training_process(compose) -> None:
+    assert compose("stage=2", "+experiment=demo").data.loader.workers == 0  # two cores
 
 
 @pytest.mark.parametrize(("stage", "unit"), [(1, "samples"), (2, "tokens"), (3, "samples")])
@@ -152,6 +157,21 @@ REFUSED = [
     ((*DEMO, "stage.trainable=[adaptor,languag]"), ["'languag'", "sam, siglip, adaptor, language"]),
     ((*DEMO, "optim.steps=0"), ["optim.steps=0", "at least 1"]),
     ((*DEMO, "optim.lr=-1"), ["optim.lr=-1", "above 0"]),
+    ((*DEMO, "optim.lr=nan"), ["optim.lr=nan", "above 0"]),
+    ((*DEMO, "optim.beta1=2"), ["optim.beta1=2", "below 1"]),
+    ((*DEMO, "optim.beta2=1"), ["optim.beta2=1", "below 1"]),
+    ((*DEMO, "optim.schedule.final_fraction=-1"), ["final_fraction=-1", "between 0 and 1"]),
+    ((*DEMO, "evaluate.choices=1"), ["evaluate.choices=1", "at least 2"]),
+    *(
+        ((*DEMO, f"{key}=0"), [f"{key}=0: must be at least 1"])
+        for key in (
+            "evaluate.choice_samples",
+            "evaluate.batch_records",
+            "model.loss_chunk_tokens",
+            "model.encode_images_at_once",
+            "engine.timeout_seconds",
+        )
+    ),
     ((*DEMO, "engine.zero_stage=4"), ["zero_stage=4", "0, 1, 2 or 3"]),
     ((*DEMO, "engine.offload_params=cpu"), ["zero_stage=3"]),
     ((*DEMO, "data.packing.sequence_length=16"), ["sequence_length=16", "16 tokens"]),
