@@ -153,6 +153,12 @@ DEMO = ("stage=2", "+experiment=demo")
 REFUSED = [
     # words, what the message must hold
     (("stage=2",), ["data.sources", "path", "not set", "prepare.py"]),
+    (("stage=1",), [f"data.sources.{name}.path=FOLDER" for name in PATHS[1]]),
+    (
+        ("stage=1", "data.sources.document_ocr.path=x"),
+        ["data.sources.sharegpt4v_captions.path is not set"],
+    ),
+    ((*DEMO, "data.batch.sequences=???", "optim.lr=???"), ["sequences=VALUE optim.lr=VALUE"]),
     ((*DEMO, "data.mixture.language_share=1.5"), ["language_share=1.5", "between 0 and 1"]),
     ((*DEMO, "stage.trainable=[adaptor,languag]"), ["'languag'", "sam, siglip, adaptor, language"]),
     ((*DEMO, "optim.steps=0"), ["optim.steps=0", "at least 1"]),

@@ -106,8 +106,8 @@ def from_hydra(composed: DictConfig) -> RunConfig:
     try:
         config = cast(RunConfig, OmegaConf.to_object(composed))
     except MissingMandatoryValue as error:
-        key = error.full_key or str(error)
-        raise ConfigError(_missing(key)) from error
+        keys = sorted(OmegaConf.missing_keys(composed)) or [error.full_key or str(error)]
+        raise ConfigError(_missing(keys)) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"config: {error}".split("\n")[0]) from error
     check(config)
@@ -137,15 +137,23 @@ def from_file(path: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
     return from_hydra(cast(DictConfig, merged))
 
 
-def _missing(key: str) -> str:
-    if key.startswith("data.sources"):
+def _missing(keys: Sequence[str]) -> str:
+    """What to do about values that are ???, all at once."""
+    sources = [key for key in keys if key.startswith("data.sources")]
+    if sources:
+        settings = " ".join(f"{key}=FOLDER" for key in sources)
         return (
-            f"{key} is not set: this mix names its data sets but not where you keep them. Make or "
-            f"fetch shards (data_recipes/, docs/data.md), set {key}=FOLDER on the command line or "
-            "in your own conf/data/ file, then run launch/prepare.py with the same words; or try "
-            "+experiment=demo after python launch/make_data.py demo data/demo"
+            f"{', '.join(sources)} {'is' if len(sources) == 1 else 'are'} not set: this mix names "
+            "its data sets but not where you keep them. Make or fetch shards (data_recipes/, "
+            f"docs/data.md), set {settings} on the command line or in your own conf/data/ file, "
+            "then run launch/prepare.py with the same words; or try +experiment=demo after python "
+            "launch/make_data.py demo data/demo"
         )
-    return f"{key} is not set (???): give {key}=VALUE on the command line or in a config file"
+    settings = " ".join(f"{key}=VALUE" for key in keys)
+    return (
+        f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} not set (???): give {settings} on "
+        "the command line or in a config file"
+    )
 
 
 def to_yaml(config: RunConfig) -> str:

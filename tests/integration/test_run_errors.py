@@ -50,7 +50,8 @@ def test_a_value_of_the_wrong_type(in_process: InProcess) -> None:
 
 def test_no_data(refused: Refused) -> None:
     said = refused("stage=2")
-    assert "data.sources.interleaved.path is not set" in said
+    assert "data.sources.interleaved.path, data.sources.scene_text_ocr.path" in said  # and all
+    assert "are not set" in said
     assert "launch/prepare.py" in said
     assert "+experiment=demo" in said
 
