@@ -4,6 +4,7 @@ what should move has moved."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -129,12 +130,18 @@ def test_what_a_stage_kept_frozen_may_train_in_the_next(stages: Stages, workspac
     embedding = "language.model.embed_tokens.weight"
     few = ("optim.steps=2", "optim.schedule.warmup_steps=0", "metrics.wandb.enabled=false")
     froze = ("run.name=froze", "stage.freeze=[language.model.embed_tokens.*]")
-    ended = launch(python(), "stage=2", *DEMO, *few, *froze, cwd=workspace)
+    shutil.copytree(workspace / "runs/demo/warm_start/sam", workspace / "elsewhere/sam")
+    moved = "model.weights.sam=elsewhere/sam"  # equal bytes: taken, and recorded
+    ended = launch(python(), "stage=2", *DEMO, *few, *froze, moved, cwd=workspace)
     assert ended.code == 0, ended.err
     thawed = ("run.name=thawed", "init_from=runs/demo/froze")
     ended = launch(python(), "stage=3", *DEMO, *few, *thawed, cwd=workspace)
     assert ended.code == 0, ended.err
     demo = stages.runs[1].parent
+    for name in ("froze", "thawed"):
+        sam = manifest_of(demo / name)["parts"]["sam"]
+        assert sam["path"] == str(workspace / "elsewhere/sam")
+        assert sam["digest"] == manifest_of(stages.runs[1])["parts"]["sam"]["digest"]
     kept, trained = (part_digests(demo / name, "language") for name in ("froze", "thawed"))
     published = load_file(demo / "warm_start/language/model.safetensors")
     began = tensor_digests([(embedding, published[embedding.removeprefix("language.")])])
