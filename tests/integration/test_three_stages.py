@@ -91,6 +91,7 @@ def test_rows_of_a_whole_run(stages: Stages, number: int) -> None:
         assert row["holes"] == 0
         assert sum(row["tokens"].values()) == sum(row["planned_tokens"].values()) > 0
         assert set(row["lr"]) == TRAINED[number]
+        assert 1.0 <= row["rank_imbalance"] < 2.0  # of two ranks
     assert rows_of(stages.runs[1])[0]["lr"] == {"adaptor": pytest.approx(1e-3)}
 
 

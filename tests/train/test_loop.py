@@ -112,6 +112,7 @@ class Recorder:
             save=lambda progress: self.saved.append((progress.step, progress.cursor)),
             learning_rates=lambda step: {"adaptor": 0.1 * (step + 1)},
             flops=lambda plan, agreed: 7.0 * agreed.images,
+            imbalance=lambda plan: 1.0 + plan.step,
         )
 
 
@@ -163,6 +164,7 @@ def test_loss_is_the_mean_over_the_label_tokens_of_the_step() -> None:
     assert progress.counters.tokens == {"language": 10, "multimodal": 0}
     assert progress.counters.packs == 3
     assert recorder.rows[0].supervised == {"language": 5, "multimodal": 0}
+    assert [row.rank_imbalance for row in recorder.rows] == [1.0, 2.0]
     assert recorder.rows[0].chain != recorder.rows[1].chain == progress.chain
 
 

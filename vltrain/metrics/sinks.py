@@ -56,6 +56,7 @@ class IntervalSummary:
     images_per_second: float
     data_wait_share: float  # of the wall time, 0 to 1
     flops_per_second: float | None
+    rank_imbalance: float | None  # mean of the steps that have one
 
 
 class Interval:
@@ -79,6 +80,7 @@ class Interval:
         by_modality = {m: _mean_loss([r for r in rows if r.modality == m]) for m in modalities}
         flops = [r.model_flops for r in rows]
         counted = [f for f in flops if f is not None]
+        imbalances = [r.rank_imbalance for r in rows if r.rank_imbalance is not None]
         norms = [r.grad_norm for r in rows if r.grad_norm is not None]
         return IntervalSummary(
             last=rows[-1],
@@ -93,6 +95,7 @@ class Interval:
             images_per_second=sum(r.images for r in rows) / seconds,
             data_wait_share=sum(r.data_wait_seconds for r in rows) / seconds,
             flops_per_second=sum(counted) / seconds if len(counted) == len(flops) else None,
+            rank_imbalance=sum(imbalances) / len(imbalances) if imbalances else None,
         )
 
 

@@ -177,5 +177,6 @@ def wandb_metrics(summary: IntervalSummary) -> dict[str, float]:
         "throughput/images_per_second": summary.images_per_second,
         "throughput/data_wait_share": summary.data_wait_share,
         "throughput/model_flops_per_second": summary.flops_per_second,
+        "throughput/rank_imbalance": summary.rank_imbalance,
     }
     return {name: value for name, value in metrics.items() if value is not None}

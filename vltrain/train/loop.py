@@ -46,13 +46,15 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What the loop calls out to; ``row`` on the first rank only, the others on every rank."""
+    """What the loop calls out to; ``row``, ``flops`` and ``imbalance`` on the first rank
+    only, the others on every rank."""
 
     row: Callable[[StepRow], None]
     faults: Callable[[StepPlan, tuple[Fault, ...]], None]  # all ranks: the budget stops them all
     save: Callable[[Progress], None]  # all ranks (collective)
     learning_rates: Callable[[int], dict[str, float]]  # steps done -> rate per part
     flops: Callable[[StepPlan, AgreedStep], float]  # of the model, forward and backward
+    imbalance: Callable[[StepPlan], float]  # planned work of the busiest rank over the mean
 
 
 class Trainer:
@@ -203,4 +205,5 @@ class Trainer:
             data_wait_seconds=waited,
             skipped=outcome is None or not outcome.finite,
             model_flops=self._hooks.flops(plan, agreed),
+            rank_imbalance=self._hooks.imbalance(plan),
         )
