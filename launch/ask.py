@@ -1,4 +1,7 @@
-"""Ask a trained model about a picture: python launch/ask.py RUN IMAGE "question" [--tokens N]"""
+"""Ask a trained model about a picture.
+
+python launch/ask.py RUN IMAGE "question" [--tokens N] [key=value ...]
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from command_line import with_clean_errors
+from command_line import add_overrides, with_clean_errors
 
 from vltrain.assemble.inference import LoadedRun, load_run
 from vltrain.batch import Role, StoredImage, Turn
@@ -22,9 +25,11 @@ def main() -> None:
     parser.add_argument("image", type=Path, help="a picture file")
     parser.add_argument("question")
     parser.add_argument("--tokens", type=int, default=32, help="longest answer, in tokens")
-    words = parser.parse_args()
+    add_overrides(parser)
+    words = parser.parse_intermixed_args()
     picture = read_picture(words.image)
-    print(ask(load_run(words.run), picture, words.question, max_new_tokens=words.tokens))
+    run = load_run(words.run, overrides=words.overrides)
+    print(ask(run, picture, words.question, max_new_tokens=words.tokens))
 
 
 def read_picture(path: Path) -> StoredImage:

@@ -7,6 +7,7 @@ after that a rank that fails says so itself.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import os
@@ -61,6 +62,16 @@ def with_clean_errors(task: Callable[[], None]) -> None:
             who = f"rank {distributed.rank()}: " if alone else ""
             print(f"{who}error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(USER_ERROR) from error
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """``key=value`` words over the config of a run that exists, as ``overrides``."""
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="over the run's config, such as model.weights.sam=PATH where weights have moved",
+    )
 
 
 def _named(config: RunConfig) -> RunConfig:

@@ -1,4 +1,4 @@
-"""Export a run for stock transformers: python launch/export.py RUN DIRECTORY
+"""Export a run for stock transformers: python launch/export.py RUN DIRECTORY [key=value ...]
 
 RUN is a run directory or one of its checkpoints. DIRECTORY then loads with
 AutoModelForImageTextToText and AutoProcessor. Needs no GPU.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from command_line import with_clean_errors
+from command_line import add_overrides, with_clean_errors
 
 from vltrain.assemble.datapath import tokenizer_directory
 from vltrain.assemble.inference import load_run
@@ -22,10 +22,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("directory", type=Path, help="where to write; must not exist or be empty")
-    words = parser.parse_args()
+    add_overrides(parser)
+    words = parser.parse_intermixed_args()
     if words.directory.exists() and any(words.directory.iterdir()):
         raise CheckpointError(f"{words.directory} is not empty; give a new directory")
-    run = load_run(words.run)
+    run = load_run(words.run, overrides=words.overrides)
     tokenizer = run.encoder.tokenizer
     export_transformers(
         words.directory,

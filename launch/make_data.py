@@ -6,20 +6,18 @@ Every set that is already there with the same card is left alone.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
+from command_line import with_clean_errors
+
 from data_recipes.demo import write_demo
-from vltrain.errors import VltrainError
 
 
 def main() -> None:
+    """Write the sets that are asked for, a line for each."""
     arguments = _parser().parse_args()
-    try:
-        _demo(arguments.directory, only=arguments.only, limit=arguments.limit)
-    except VltrainError as error:
-        sys.exit(f"error: {error}")
+    _demo(arguments.directory, only=arguments.only, limit=arguments.limit)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,4 +47,4 @@ def _demo(directory: Path, *, only: list[str], limit: int | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with_clean_errors(main)

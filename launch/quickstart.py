@@ -101,15 +101,13 @@ def _run(step: Step) -> int:
     """The first exit code that is not 0, or 0."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(step.threads)}
     running: list[subprocess.Popen] = []
-    for command in step.commands:
-        print(
-            f"$ {shlex.join(os.path.relpath(c, ROOT) if c.startswith('/') else c for c in command)}"
-        )
-        sys.stdout.flush()
-        running.append(subprocess.Popen(command, cwd=ROOT, env=environment))
-        if not step.together and running[-1].wait() != 0:
-            break
     try:
+        for command in step.commands:
+            words = (os.path.relpath(c, ROOT) if c.startswith("/") else c for c in command)
+            print(f"$ {shlex.join(words)}", flush=True)
+            running.append(subprocess.Popen(command, cwd=ROOT, env=environment))
+            if not step.together and running[-1].wait() != 0:
+                break
         codes = [process.wait() for process in running]
     except KeyboardInterrupt:
         for process in running:

@@ -14,8 +14,8 @@ from command_line import with_clean_errors
 
 from vltrain.errors import DataError
 from vltrain.evaluate.report import write_report
-from vltrain.evaluate.results import read_points
-from vltrain.evaluate.run_view import find_runs
+from vltrain.evaluate.results import Point
+from vltrain.evaluate.run_view import find_runs, first_evaluated, read_runs
 from vltrain.runconfig import from_file
 
 NOTES = "notes.txt"
@@ -27,9 +27,10 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="run directories, or folders of runs")
     parser.add_argument("--title", default="vltrain: three stages")
     words = parser.parse_args()
-    runs = [run for folder in words.folders for run in find_runs(folder)]
-    if not runs:
+    found = [run for folder in words.folders for run in find_runs(folder)]
+    if not found:
         raise DataError(f"no run in {', '.join(map(str, words.folders))}: train one first")
+    runs = read_runs(found)
     html, picture = words.folders[0] / "report.html", words.folders[0] / "overview.png"
     notes = [
         line
@@ -37,25 +38,24 @@ def main() -> None:
         if (folder / NOTES).is_file()
         for line in (folder / NOTES).read_text(encoding="utf-8").splitlines()
     ]
-    notes += _what_the_first_stage_shows(runs[0])
+    first = first_evaluated(runs)
+    notes += _what_the_first_stage_shows(first.points[-1]) if first is not None else []
     table = write_report(
         runs,
         html=html,
         picture=picture,
         title=words.title,
-        card_folders=_card_folders(runs),
+        card_folders=_card_folders(found),
         notes=notes,
     )
     print(table)
     print(f"\n{html}\n{picture}")
 
 
-def _what_the_first_stage_shows(run: Path) -> list[str]:
-    """Plain words on whether the first stage already sees: its figures with and without picture."""
-    points = read_points(run)
-    if not points:
-        return []
-    last, notes = points[-1], []
+def _what_the_first_stage_shows(last: Point) -> list[str]:
+    """Plain words on whether the first stage already sees: its last figures with and without
+    picture."""
+    notes = []
     for name, choice in last.choices.items():
         loss = last.held_out[name]
         chance = choice.chance or 0.0

@@ -19,7 +19,7 @@ def train(config: RunConfig) -> None:
     # Imported late: refusing a bad config must not wait for torch and DeepSpeed.
     from vltrain.assemble.training import assemble_training
 
-    assemble_training(config, predecessors=policy.predecessors).run()
+    assemble_training(config, predecessors=policy.predecessors, may_be_new=policy.may_be_new).run()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ ALIGN = StagePolicy(
     may_train={"deepseek_vl": frozenset({"adaptor"})},
     must_train={"deepseek_vl": frozenset({"adaptor"})},
     predecessors=frozenset({0}),
+    may_be_new=frozenset({"adaptor"}),
     records=frozenset({RecordKind.caption}),
     learns=frozenset({Learn.all}),
     checks=(needs_language_sources,),

@@ -27,6 +27,7 @@ FINETUNE = StagePolicy(
     may_train={"deepseek_vl": frozenset({"adaptor", "language", "siglip"})},
     must_train={"deepseek_vl": frozenset({"adaptor", "language"})},
     predecessors=frozenset({0, 2}),
+    may_be_new=frozenset(),
     records=frozenset({RecordKind.conversation}),
     learns=frozenset({Learn.answers}),
     checks=(needs_language_sources, _masks_prompts),

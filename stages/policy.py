@@ -21,8 +21,8 @@ class StagePolicy:
     """Rules of one stage (DeepSeek-VL section 3.2).
 
     may_train, must_train: parts of the model, by model family. predecessors: stage numbers that it
-    may start from; 0 means published weights of each part. records: kinds that it may see. learns:
-    what may be learned of its records.
+    may start from; 0 means published weights of each part. may_be_new: parts that may start from
+    the seed, unasked. records: kinds that it may see. learns: what may be learned of its records.
     """
 
     number: int
@@ -30,6 +30,7 @@ class StagePolicy:
     may_train: dict[str, frozenset[str]]
     must_train: dict[str, frozenset[str]]
     predecessors: frozenset[int]
+    may_be_new: frozenset[str]
     records: frozenset[RecordKind]
     learns: frozenset[Learn]
     checks: tuple[Check, ...]

@@ -16,6 +16,7 @@ PRETRAIN = StagePolicy(
     may_train={"deepseek_vl": frozenset({"adaptor", "language"})},
     must_train={"deepseek_vl": frozenset({"adaptor", "language"})},
     predecessors=frozenset({0, 1}),
+    may_be_new=frozenset(),
     records=frozenset(RecordKind),
     learns=frozenset({Learn.all}),
     checks=(needs_language_sources,),

@@ -179,6 +179,7 @@ def test_a_link_leads_somewhere(page: Path, target: str) -> None:
 
 def keys(page: Path) -> list[str]:
     found = [match.group(1) for span in spans(page) if (match := KEY.match(span))]
+    found = [key.removesuffix(".") for key in found]  # "data.order.*"
     return [key for key in found if not key.endswith((".py", ".safetensors"))]
 
 

@@ -12,7 +12,7 @@ from stages import POLICIES, policy_of
 from vltrain.batch import Learn
 from vltrain.errors import ConfigError
 from vltrain.optim.config import ScheduleKind
-from vltrain.runconfig import clean_arguments, to_yaml
+from vltrain.runconfig import clean_arguments, from_file, to_yaml
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PUBLISHED = ("deepseek_vl_1.3b", "deepseek_vl_1.3b_hybrid", "deepseek_vl_7b")
@@ -35,6 +35,16 @@ def test_published_recipes_compose_and_pass(compose, model: str, stage: int) -> 
     assert config.optim.beta2 == 0.95
     assert config.optim.weight_decay == 0.0
     assert config.optim.clip_norm == 1.0
+    assert config.data.loader.workers > 0  # decoding in the training process would hold it up
+
+
+def test_the_demo_decodes_in_the_training_process(compose) -> None:
+    assert compose("stage=2", "+experiment=demo").data.loader.workers == 0  # two cores
+
+
+@pytest.mark.parametrize(("stage", "unit"), [(1, "samples"), (2, "tokens"), (3, "samples")])
+def test_published_shares_are_held_in_their_unit(compose, stage: int, unit: str) -> None:
+    assert compose(f"stage={stage}", *with_paths(stage)).data.mixture.unit.value == unit
 
 
 # DeepSeek-VL Table 4, by hand: lr, schedule, warm-up, steps, batch, sequence length, packing.
@@ -132,10 +142,31 @@ DEMO = ("stage=2", "+experiment=demo")
 REFUSED = [
     # words, what the message must hold
     (("stage=2",), ["data.sources", "path", "not set", "prepare.py"]),
+    (("stage=1",), ["data.sources.sharegpt4v_captions.path=FOLDER"]),
+    (
+        ("stage=1", "data.sources.document_ocr.path=x"),
+        ["data.sources.sharegpt4v_captions.path is not set"],
+    ),
+    ((*DEMO, "data.batch.sequences=???", "optim.lr=???"), ["sequences=VALUE optim.lr=VALUE"]),
     ((*DEMO, "data.mixture.language_share=1.5"), ["language_share=1.5", "between 0 and 1"]),
     ((*DEMO, "stage.trainable=[adaptor,languag]"), ["'languag'", "sam, siglip, adaptor, language"]),
     ((*DEMO, "optim.steps=0"), ["optim.steps=0", "at least 1"]),
     ((*DEMO, "optim.lr=-1"), ["optim.lr=-1", "above 0"]),
+    ((*DEMO, "optim.lr=nan"), ["optim.lr=nan", "above 0"]),
+    ((*DEMO, "optim.beta1=2"), ["optim.beta1=2", "below 1"]),
+    ((*DEMO, "optim.beta2=1"), ["optim.beta2=1", "below 1"]),
+    ((*DEMO, "optim.schedule.final_fraction=-1"), ["final_fraction=-1", "between 0 and 1"]),
+    ((*DEMO, "evaluate.choices=1"), ["evaluate.choices=1", "at least 2"]),
+    *(
+        ((*DEMO, f"{key}=0"), [f"{key}=0: must be at least 1"])
+        for key in (
+            "evaluate.choice_samples",
+            "evaluate.batch_records",
+            "model.loss_chunk_tokens",
+            "model.encode_images_at_once",
+            "engine.timeout_seconds",
+        )
+    ),
     ((*DEMO, "engine.zero_stage=4"), ["zero_stage=4", "0, 1, 2 or 3"]),
     ((*DEMO, "engine.offload_params=cpu"), ["zero_stage=3"]),
     ((*DEMO, "data.packing.sequence_length=16"), ["sequence_length=16", "16 tokens"]),
@@ -215,3 +246,15 @@ def test_the_resolved_config_is_yaml_that_holds_every_value(compose) -> None:
     assert "language_share: 0.7" in text
     assert "???" not in text
     assert "${" not in text
+
+
+def test_written_paths_hold_in_any_working_directory(compose, tmp_path, monkeypatch) -> None:
+    config = compose(*DEMO, "model.weights.sam=kept/sam", "model.tokenizer=kept/words")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert config.model.weights.sam == "kept/sam"  # as given
+    read = from_file(tmp_path / "config.yaml")
+    assert read.model.weights.sam == str(tmp_path / "kept/sam")
+    assert read.model.weights.siglip == config.model.weights.siglip is None
+    assert read.model.tokenizer == str(tmp_path / "kept/words")
+    assert read.init_from == str(tmp_path / str(config.init_from))

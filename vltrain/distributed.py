@@ -51,15 +51,6 @@ def barrier() -> None:
         dist.barrier(group=_control)
 
 
-def sum_counts(counts: list[int]) -> list[int]:
-    """Element-wise sum of ``counts`` over all ranks (int64)."""
-    if world_size() == 1:
-        return list(counts)
-    summed = torch.tensor(counts, dtype=torch.int64)
-    dist.all_reduce(summed, group=_control)
-    return [int(x) for x in summed]
-
-
 def sum_floats(values: list[float]) -> list[float]:
     """Element-wise float64 sum over all ranks."""
     if world_size() == 1:

@@ -8,12 +8,14 @@ group's choice.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -104,8 +106,8 @@ def from_hydra(composed: DictConfig) -> RunConfig:
     try:
         config = cast(RunConfig, OmegaConf.to_object(composed))
     except MissingMandatoryValue as error:
-        key = error.full_key or str(error)
-        raise ConfigError(_missing(key)) from error
+        keys = sorted(OmegaConf.missing_keys(composed)) or [error.full_key or str(error)]
+        raise ConfigError(_missing(keys)) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"config: {error}".split("\n")[0]) from error
     check(config)
@@ -135,27 +137,52 @@ def from_file(path: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
     return from_hydra(cast(DictConfig, merged))
 
 
-def _missing(key: str) -> str:
-    if key.startswith("data.sources"):
+def _missing(keys: Sequence[str]) -> str:
+    """What to do about values that are ???, all at once."""
+    sources = [key for key in keys if key.startswith("data.sources")]
+    if sources:
+        settings = " ".join(f"{key}=FOLDER" for key in sources)
         return (
-            f"{key} is not set: this mix names its data sets but not where you keep them. Make or "
-            f"fetch shards (data_recipes/, docs/data.md), set {key}=FOLDER on the command line or "
-            "in your own conf/data/ file, then run launch/prepare.py with the same words; or try "
-            "+experiment=demo after python launch/make_data.py demo data/demo"
+            f"{', '.join(sources)} {'is' if len(sources) == 1 else 'are'} not set: this mix names "
+            "its data sets but not where you keep them. Make or fetch shards (data_recipes/, "
+            f"docs/data.md), set {settings} on the command line or in your own conf/data/ file, "
+            "then run launch/prepare.py with the same words; or try +experiment=demo after python "
+            "launch/make_data.py demo data/demo"
         )
-    return f"{key} is not set (???): give {key}=VALUE on the command line or in a config file"
+    settings = " ".join(f"{key}=VALUE" for key in keys)
+    return (
+        f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} not set (???): give {settings} on "
+        "the command line or in a config file"
+    )
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The resolved config as YAML (what config.yaml of a run holds)."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config), sort_keys=False)
+    """The resolved config as YAML (what config.yaml of a run holds). Paths of weights and tokenizer
+    are absolute: a run may be read from another working directory."""
+    weights = {part: _absolute(path) for part, path in given_weights(config.model).items()}
+    model = dataclasses.replace(
+        config.model,
+        weights=dataclasses.replace(config.model.weights, **weights),
+        tokenizer=_absolute(config.model.tokenizer),
+    )
+    written = dataclasses.replace(config, model=model, init_from=_absolute(config.init_from))
+    return OmegaConf.to_yaml(OmegaConf.structured(written), sort_keys=False)
+
+
+def given_weights(model: ModelConfig) -> dict[str, str | None]:
+    """model.weights by part."""
+    return {part: getattr(model.weights, part) for part in PARTS}
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
 
 
 def check(config: RunConfig) -> None:
     """Rules that cross sections; each says what was found, what was expected, and what to do."""
     _check_parts(config)
-    _check_mixture(config)
     _check_numbers(config)
+    _check_mixture(config)
     _check_schedule(config)
 
 
@@ -174,11 +201,7 @@ def _check_parts(config: RunConfig) -> None:
 
 
 def _check_mixture(config: RunConfig) -> None:
-    mixture, packing = config.data.mixture, config.data.packing
-    if not 0.0 <= mixture.language_share <= 1.0:
-        raise ConfigError(
-            f"data.mixture.language_share={mixture.language_share}: a share lies between 0 and 1"
-        )
+    packing = config.data.packing
     if packing.image_tokens_on_top and packing.enabled:
         raise ConfigError(
             "data.packing.image_tokens_on_top=true with data.packing.enabled=true: a pack has one "
@@ -202,36 +225,74 @@ def _check_mixture(config: RunConfig) -> None:
         )
 
 
+_NUMBERS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    (
+        "must be at least 1",
+        lambda value: value >= 1,
+        (
+            "optim.steps",
+            "data.batch.sequences",
+            "data.batch.micro",
+            "data.packing.sequence_length",
+            "data.packing.window_samples",
+            "data.packing.max_images",
+            "data.order.lanes",
+            "data.order.block_samples",
+            "data.loader.prefetch_steps",
+            "model.loss_chunk_tokens",
+            "model.encode_images_at_once",
+            "engine.timeout_seconds",
+            "engine.bucket_elements",
+            "checkpoint.every_steps",
+            "checkpoint.keep_last",
+            "metrics.log_every",
+            "evaluate.max_samples",
+            "evaluate.batch_records",
+            "evaluate.max_new_tokens",
+            "evaluate.choice_samples",
+        ),
+    ),
+    ("must be at least 2: the right one and another", lambda v: v >= 2, ("evaluate.choices",)),
+    (
+        "must not be negative",
+        lambda value: value >= 0,
+        (
+            "optim.weight_decay",
+            "optim.clip_norm",
+            "optim.schedule.warmup_steps",
+            "data.loader.workers",
+            "data.faults.budget",
+            "data.faults.grace",
+            "data.mixture.ramp.steps",
+            "engine.param_persistence_threshold",
+            "checkpoint.keep_every_steps",
+        ),
+    ),
+    ("must be above 0", lambda value: value > 0, ("optim.lr", "optim.eps")),
+    (
+        "must be 0 or more and below 1",
+        lambda value: 0 <= value < 1,
+        ("optim.beta1", "optim.beta2"),
+    ),
+    (
+        "a share lies between 0 and 1",
+        lambda value: 0 <= value <= 1,
+        (
+            "data.mixture.language_share",
+            "data.mixture.ramp.start_share",
+            "optim.schedule.final_fraction",
+        ),
+    ),
+)
+"""What numbers must be, in words; of which settings (a NaN is refused by each)."""
+
+
 def _check_numbers(config: RunConfig) -> None:
-    at_least_one = {
-        "optim.steps": config.optim.steps,
-        "data.batch.sequences": config.data.batch.sequences,
-        "data.batch.micro": config.data.batch.micro,
-        "data.packing.sequence_length": config.data.packing.sequence_length,
-        "data.packing.window_samples": config.data.packing.window_samples,
-        "data.packing.max_images": config.data.packing.max_images,
-        "data.order.lanes": config.data.order.lanes,
-        "data.order.block_samples": config.data.order.block_samples,
-        "checkpoint.every_steps": config.checkpoint.every_steps,
-        "checkpoint.keep_last": config.checkpoint.keep_last,
-        "metrics.log_every": config.metrics.log_every,
-    }
-    for key, value in at_least_one.items():
-        if value < 1:
-            raise ConfigError(f"{key}={value}: must be at least 1")
-    at_least_zero = {
-        "optim.weight_decay": config.optim.weight_decay,
-        "optim.clip_norm": config.optim.clip_norm,
-        "data.loader.workers": config.data.loader.workers,
-        "data.faults.budget": config.data.faults.budget,
-        "data.faults.grace": config.data.faults.grace,
-        "optim.schedule.warmup_steps": config.optim.schedule.warmup_steps,
-    }
-    for key, value in at_least_zero.items():
-        if value < 0:
-            raise ConfigError(f"{key}={value}: must not be negative")
-    if config.optim.lr <= 0:
-        raise ConfigError(f"optim.lr={config.optim.lr}: must be above 0")
+    for words, holds, keys in _NUMBERS:
+        for key in keys:
+            value = functools.reduce(getattr, key.split("."), config)
+            if not holds(value):
+                raise ConfigError(f"{key}={value}: {words}")
     if config.engine.zero_stage not in (0, 1, 2, 3):
         raise ConfigError(f"engine.zero_stage={config.engine.zero_stage}: choose 0, 1, 2 or 3")
     if config.engine.offload_params is not Offload.none and config.engine.zero_stage != 3:

@@ -109,6 +109,18 @@ def test_extra_keys_are_passed_on() -> None:
             {"gradient_accumulation_steps": 8},
             r"Set data\.batch\.sequences and data\.batch\.micro instead",
         ),
+        (  # not rendered at all: no offload is asked for
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+            r"offload_optimizer=.* gives None\. Set engine\.offload_optimizer instead",
+        ),
+        (
+            {"zero_optimization": {"offload_param": {"device": "nvme"}}},
+            r"Set engine\.offload_params instead",
+        ),
+        (
+            {"zero_optimization": {"stage3_prefetch_bucket_size": 5}},
+            r"Set engine\.bucket_elements instead",
+        ),
         ({"pipeline": {"stages": 2}}, r"Instead: nothing, there is no pipeline parallelism"),
         ({"data_types": {"grad_accum_dtype": "bf16"}}, r"accumulated in fp32"),
         ({"zero_optimization": {"contiguous_gradients": False}}, r"we depend on our value"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,10 +14,17 @@ from PIL import Image
 
 from vltrain.errors import DataError
 from vltrain.evaluate.charts import accuracy_bars, shown_samples
-from vltrain.evaluate.report import write_report
+from vltrain.evaluate.report import attribution_lines, write_report
 from vltrain.evaluate.results import Accuracy, AnsweredSample, HeldOutLoss, Point, write_point
-from vltrain.evaluate.run_view import find_runs, read_cards, read_run, token_totals
-from vltrain.evaluate.table import terminal_table
+from vltrain.evaluate.run_view import (
+    find_runs,
+    first_evaluated,
+    read_cards,
+    read_run,
+    read_runs,
+    token_totals,
+)
+from vltrain.evaluate.table import result_rows, terminal_table
 from vltrain.metrics.jsonl import JsonlSink
 from vltrain.metrics.rows import StepRow
 from vltrain.metrics.summary import PartSummary, StageSummary, write_summary
@@ -113,10 +121,18 @@ def point(stage: str, right: int) -> Point:
     )
 
 
-def write_run(directory: Path, *, stage: str, right: int, after: str = "aa") -> Path:
+def write_run(
+    directory: Path,
+    *,
+    stage: str,
+    right: int,
+    after: str = "aa",
+    number: int = 1,
+    time: float = 0.0,
+) -> Path:
     sink = JsonlSink(directory / "steps.jsonl")
     for step in range(1, 11):
-        sink.write(row(step, stage=stage))
+        sink.write(replace(row(step, stage=stage), time=time + step))
     sink.close()
     write_point(directory, point=point(stage, right))
     parts = (
@@ -140,7 +156,7 @@ def write_run(directory: Path, *, stage: str, right: int, after: str = "aa") -> 
         ),
     )
     summary = StageSummary(
-        number=1, name=stage, steps=10, init_from="the warm start", parts=parts, notes=()
+        number=number, name=stage, steps=10, init_from="the warm start", parts=parts, notes=()
     )
     write_summary(directory, summary=summary)
     (directory / "config.yaml").write_text("optim:\n  lr: 0.001\n")
@@ -150,7 +166,7 @@ def write_run(directory: Path, *, stage: str, right: int, after: str = "aa") -> 
 def report(tmp_path: Path, runs: list[Path], **changes) -> tuple[Page, str]:
     settings = {"title": "Three stages", "card_folders": [], "notes": [], **changes}
     html, picture = tmp_path / "out" / "report.html", tmp_path / "out" / "quickstart.png"
-    table = write_report(runs, html=html, picture=picture, **settings)
+    table = write_report(read_runs(runs), html=html, picture=picture, **settings)
     with Image.open(picture) as image:
         assert image.width > 1000
     return Page(html.read_text(encoding="utf-8")), table
@@ -231,6 +247,43 @@ def test_runs_are_found_by_name(tmp_path):
     assert find_runs(tmp_path / "stage1") == [tmp_path / "stage1"]
 
 
+def test_runs_of_a_sweep_lie_one_level_deeper(tmp_path):
+    for number in (0, 1):
+        write_run(tmp_path / "sweep" / f"{number},optim.lr=1", stage="align", right=1)
+    found = find_runs(tmp_path)
+    assert [str(p.relative_to(tmp_path)) for p in found] == [
+        "sweep/0,optim.lr=1",
+        "sweep/1,optim.lr=1",
+    ]
+
+
+def test_runs_come_in_the_order_of_training_whatever_their_names(tmp_path):
+    write_run(tmp_path / "a", stage="finetune", right=1, number=3, time=50.0)
+    write_run(tmp_path / "debug", stage="align", right=1, number=1, time=10.0)
+    (tmp_path / "debug" / "results.json").unlink()
+    write_run(tmp_path / "later", stage="align", right=1, number=1, time=90.0)
+    write_run(tmp_path / "stage1", stage="align", right=7, number=1, time=20.0)
+    write_run(tmp_path / "zero", stage="pretrain", right=1, number=2, time=30.0)
+    (tmp_path / "zero" / "summary.json").unlink()
+    runs = read_runs(find_runs(tmp_path))
+    assert [run.name for run in runs] == ["debug", "stage1", "later", "a", "zero"]
+    first = first_evaluated(runs)
+    assert first is not None
+    assert first.name == "stage1"
+    assert first_evaluated(runs[:1]) is None
+    assert first_evaluated([]) is None
+
+
+def test_an_attribution_that_another_line_holds_is_not_said_again(tmp_path):
+    lines = {"a": "by us", "b": "by us. by them", "c": "", "d": "by us", "e": "photographs"}
+    for name, words in lines.items():
+        (tmp_path / name).mkdir()
+        card = {"name": name, "attribution": words}
+        (tmp_path / name / "card.json").write_text(json.dumps(card))
+    cards = read_cards([tmp_path / name for name in "abcde"])
+    assert attribution_lines(cards) == ["by us. by them", "photographs"]
+
+
 def test_the_same_card_is_shown_once(tmp_path):
     for name in ("train", "held_out"):
         (tmp_path / name).mkdir()
@@ -266,6 +319,22 @@ def test_the_table_aligns_and_marks_what_was_not_measured():
         "targets",
     ]
     assert lines[-1] == "(in brackets: the same with every picture blanked)"
+
+
+def test_a_count_that_differs_stands_in_its_cell():
+    more = replace(
+        point("pretrain", 15),
+        questions={"quiz": {"what": Accuracy(asked=20, right=15, right_blank=5, chance=None)}},
+        held_out={"prose": HeldOutLoss(records=9, targets=70, loss=2.0, blank_loss=None, faults=0)},
+    )
+    warm = Point(stage="warm", step=0, model="m")
+    quiz, colors, prose, *_ = result_rows([warm, point("align", 7), more])
+    assert quiz.cells == ("-", "70.0 (20.0) of 10", "75.0 (25.0) of 20")
+    assert quiz.note == "of N asked"
+    assert colors.cells == ("-", "50.0 (25.0)", "50.0 (25.0)")
+    assert colors.note == "4 asked, guessing 10%"
+    assert prose.cells == ("-", "3.250 of 50", "2.000 of 70")
+    assert prose.note == "of N targets"
 
 
 def test_bars_keep_the_order_of_points():

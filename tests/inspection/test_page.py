@@ -170,5 +170,5 @@ def test_the_terminal_table(tmp_path: Path) -> None:
     assert lines[2].split() == ["source", "pieces", "tokens", "targets", "images"]
     assert lines[3].split() == ["t", "8", "240", "232", "0"]
     first = str(locate(step.packs[0].pieces[0]))
-    assert lines[6].split() == ["0", "0", "2", "60", "58", "0", first, "and", "1", "more"]
+    assert lines[6].split() == ["0", "2", "60", "58", "0", first, "and", "1", "more"]
     assert lines[-1] == "  ... and 1 packs more"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,28 @@ def test_evaluate_then_report(stages, in_process, workspace: Path) -> None:
 def test_ask(stages, in_process, picture: Path) -> None:
     ended = in_process("runs/demo/stage3", str(picture), "what color is the shape?", script="ask")
     assert ended.code == 0, ended.err
+
+
+def test_weights_and_tokenizer_that_moved_are_named(
+    stages, in_process, refused, workspace: Path, picture: Path, tmp_path: Path, monkeypatch
+) -> None:
+    run = str(workspace / "runs/demo/stage3")
+    ask = (run, str(picture), "what color is the shape?", "--tokens", "3")
+    monkeypatch.chdir(tmp_path)  # what the run wrote down holds anywhere
+    answer = in_process(*ask, script="ask")
+    assert answer.code == 0, answer.err
+    moved = tmp_path / "moved"
+    shutil.copytree(workspace / "runs/demo/warm_start/sam", moved)
+    where = f"model.weights.sam={moved}"
+    assert in_process(*ask, where, script="ask").out == answer.out
+    other = workspace / "other"
+    for script, words in (("ask", ask), ("export", (run, str(tmp_path / "new"))), ("eval", (run,))):
+        said = refused(*words, f"model.weights.sam={other}/sam", script=script)
+        assert f"The weights of sam at {other}/sam have the digest" in said
+    said = refused(*ask, f"model.weights.language={other}/language", script="ask")
+    assert "would replace weights that" in said
+    said = refused(*ask, "model.tokenizer=nowhere", script="ask")
+    assert "no tokenizer.json in nowhere" in said
 
 
 def test_bad_questions_are_refused(stages, refused, picture: Path, tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ def test_one_multirun_makes_a_run_of_each_value(stages: Stages, workspace: Path)
     rows = [rows_of(run) for run in runs]
     assert [run[0]["lr"]["adaptor"] for run in rows] == [1e-3, 2e-3]
     assert rows[0][0]["chain"] == rows[1][0]["chain"] == rows_of(stages.runs[1])[0]["chain"]
-    assert not list(workspace.glob("multirun")) + list(workspace.glob("outputs"))
+    assert not [*workspace.glob("multirun*"), *workspace.glob("outputs")]
+    assert (workspace / "runs/demo/multirun.yaml").is_file()
 
 
 def test_hydras_own_error_is_said_once(workspace: Path) -> None:

@@ -50,15 +50,26 @@ def test_a_value_of_the_wrong_type(in_process: InProcess) -> None:
 
 def test_no_data(refused: Refused) -> None:
     said = refused("stage=2")
-    assert "data.sources.mmc4.path is not set" in said
+    assert "data.sources.mmc4.path, " in said  # and all the others
+    assert "are not set" in said
     assert "launch/prepare.py" in said
     assert "+experiment=demo" in said
 
 
 def test_no_predecessor(refused: Refused, stages: Stages) -> None:
     said = refused("stage=2", *DEMO, "run.name=none", "init_from=null")
-    assert "no weights are given for sam, siglip, language" in said
+    assert "no weights are given for sam, siglip, adaptor, language" in said
     assert "init_from=runs/NAME" in said
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_stage_that_would_start_with_a_random_adaptor(
+    refused: Refused, stages: Stages, stage: int
+) -> None:
+    start = "runs/demo/warm_start"
+    weights = [f"model.weights.{part}={start}/{part}" for part in ("sam", "siglip", "language")]
+    said = refused(f"stage={stage}", *DEMO, "run.name=none", "init_from=null", *weights)
+    assert "no weights are given for adaptor. Start from a finished run of the stage" in said
 
 
 def test_a_predecessor_that_is_not_there(refused: Refused, stages: Stages) -> None:

@@ -4,10 +4,12 @@ what should move has moved."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from launching import Stages, rows_of
+from launching import DEMO, Stages, launch, python, rows_of
+from safetensors.torch import load_file
 
 from vltrain.checkpoint.reader import read_part_state
 from vltrain.checkpoint.store import open_checkpoint
@@ -89,6 +91,7 @@ def test_rows_of_a_whole_run(stages: Stages, number: int) -> None:
         assert row["holes"] == 0
         assert sum(row["tokens"].values()) == sum(row["planned_tokens"].values()) > 0
         assert set(row["lr"]) == TRAINED[number]
+        assert 1.0 <= row["rank_imbalance"] < 2.0  # of two ranks
     assert rows_of(stages.runs[1])[0]["lr"] == {"adaptor": pytest.approx(1e-3)}
 
 
@@ -122,3 +125,26 @@ def test_each_thing_is_said_once(stages: Stages) -> None:
     assert said.said("User:[") == said.said("[User") == 0
     assert said.said("trains: ") == 1
     assert "Traceback" not in said.out + said.err
+
+
+def test_what_a_stage_kept_frozen_may_train_in_the_next(stages: Stages, workspace: Path) -> None:
+    embedding = "language.model.embed_tokens.weight"
+    few = ("optim.steps=2", "optim.schedule.warmup_steps=0", "metrics.wandb.enabled=false")
+    froze = ("run.name=froze", "stage.freeze=[language.model.embed_tokens.*]")
+    shutil.copytree(workspace / "runs/demo/warm_start/sam", workspace / "elsewhere/sam")
+    moved = "model.weights.sam=elsewhere/sam"  # equal bytes: taken, and recorded
+    ended = launch(python(), "stage=2", *DEMO, *few, *froze, moved, cwd=workspace)
+    assert ended.code == 0, ended.err
+    thawed = ("run.name=thawed", "init_from=runs/demo/froze")
+    ended = launch(python(), "stage=3", *DEMO, *few, *thawed, cwd=workspace)
+    assert ended.code == 0, ended.err
+    demo = stages.runs[1].parent
+    for name in ("froze", "thawed"):
+        sam = manifest_of(demo / name)["parts"]["sam"]
+        assert sam["path"] == str(workspace / "elsewhere/sam")
+        assert sam["digest"] == manifest_of(stages.runs[1])["parts"]["sam"]["digest"]
+    kept, trained = (part_digests(demo / name, "language") for name in ("froze", "thawed"))
+    published = load_file(demo / "warm_start/language/model.safetensors")
+    began = tensor_digests([(embedding, published[embedding.removeprefix("language.")])])
+    assert kept[embedding] == began[embedding]
+    assert trained[embedding] != began[embedding]

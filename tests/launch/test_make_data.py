@@ -28,7 +28,7 @@ def test_demo_prints_a_line_per_set_and_skips_the_second_time(tmp_path: Path) ->
 
 def test_unknown_set(tmp_path: Path) -> None:
     result = run("demo", str(tmp_path), "--only", "digit_qa")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "error: no demo data set is called digit_qa; the choices are emoji_caption," in (
         result.stderr
     )

@@ -70,11 +70,12 @@ def test_close_shows_what_was_held_back(make_row):
     sink = ConsoleSink(stream, steps=100, clock=clock)
     sink.write(make_row(1))
     sink.write(make_row(2, loss=None, grad_norm=None, skipped=True, language_share_realised=None))
+    sink.write(make_row(3, loss=None, grad_norm=None, language_share_realised=None))
     sink.close()
     last = stream.getvalue().splitlines()[-1]
-    assert last.startswith("align 2/100  loss -")
+    assert last.startswith("align 3/100  loss -")
     assert "|g| -" in last
-    assert last.endswith("SKIPPED")
+    assert last.endswith("  1 SKIPPED")
 
 
 def test_clock_words():

@@ -12,7 +12,9 @@ from vltrain.metrics.rows import StepRow, read_rows
 
 
 def test_a_row_comes_back_as_it_went(make_row):
-    row = make_row(7, lr={"adaptor": 1e-3, "language": 1e-4}, model_flops=1.5e12)
+    row = make_row(
+        7, lr={"adaptor": 1e-3, "language": 1e-4}, model_flops=1.5e12, rank_imbalance=1.02
+    )
     assert StepRow.from_line(row.to_line(), where="x:1") == row
 
 
@@ -42,7 +44,14 @@ def test_the_schema_of_a_line_is_fixed(make_row):
         "data_wait_seconds",
         "skipped",
         "model_flops",
+        "rank_imbalance",
     ]
+
+
+def test_a_row_of_before_a_field_was_added_is_read(make_row):
+    record = json.loads(make_row(1, model_flops=2.0, rank_imbalance=1.5).to_line())
+    del record["model_flops"], record["rank_imbalance"]
+    assert StepRow.from_line(json.dumps(record), where="x:1") == make_row(1)
 
 
 def test_a_loss_that_is_not_finite_becomes_null(make_row):

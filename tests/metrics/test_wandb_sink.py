@@ -80,6 +80,25 @@ def test_metrics_leave_out_what_is_not_known(make_row):
     assert metrics["throughput/tokens_per_second"] == 300.0
     assert "grad_norm" not in metrics
     assert "throughput/model_flops_per_second" not in metrics
+    assert "throughput/rank_imbalance" not in metrics
+
+
+def test_a_point_holds_the_sums_of_its_steps(make_row):
+    interval = Interval()
+    words = {"tokens": {"language": 50, "multimodal": 0}, "modality": "language"}
+    words["supervised"] = {"language": 40, "multimodal": 0}
+    interval.add(make_row(1, holes=2, skipped=True, grad_norm=None, loss=None))
+    interval.add(make_row(2, grad_norm=1.0, rank_imbalance=1.0))
+    interval.add(make_row(3, grad_norm=4.0, rank_imbalance=1.5, holes=1, **words))
+    metrics = wandb_metrics(interval.take())
+    assert metrics["tokens/multimodal"] == 1200
+    assert metrics["tokens/language"] == 50
+    assert metrics["supervised/multimodal"] == 200
+    assert metrics["supervised/language"] == 40
+    assert metrics["holes"] == 3
+    assert metrics["skipped"] == 1
+    assert metrics["grad_norm"] == 2.5
+    assert metrics["throughput/rank_imbalance"] == 1.25
 
 
 def open_sink(directory, *, run_id=None, mode="auto"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from vltrain.models.build import build_model
 from vltrain.models.export import export_transformers
 from vltrain.models.pixels import pixel_view
 from vltrain.models.weights import load_weights, tensor_digests
+from vltrain.processing.images import decode_square
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +105,51 @@ def test_stock_processor_gives_the_same_ids_and_nearly_the_same_pixels(exported)
     if config.sam is not None:
         high = pixel_view(config, part="sam", images=images, dtype=torch.float32)
         torch.testing.assert_close(inputs["high_res_pixel_values"], high, rtol=0, atol=1e-5)
+
+
+def _oblong(build, tiny, directory, tokenizer_directory, size):
+    """Largest and mean difference, in normalised units, between the stock processor's views of an
+    oblong picture and ours: ((high, high), (low, low))."""
+    built = build(tiny)
+    _export(built, directory, tokenizer_directory)
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    picture, stored = coarse.resize(size, Image.Resampling.BICUBIC), io.BytesIO()
+    picture.save(stored, format="PNG")
+    square = decode_square(
+        stored.getvalue(), side=tiny.image_side, pad_color=tiny.pad_color, mode="exact"
+    )
+    images = torch.from_numpy(square)[None]
+    stock = AutoProcessor.from_pretrained(directory).image_processor(
+        images=[picture], return_tensors="pt"
+    )
+    differences = []
+    for key, part in (("high_res_pixel_values", "sam"), ("pixel_values", "siglip")):
+        ours = pixel_view(built.config, part=part, images=images, dtype=torch.float32)
+        difference = (stock[key] - ours).abs()
+        differences.append((float(difference.max()), float(difference.mean())))
+    return differences
+
+
+@pytest.mark.parametrize("size", [(1000, 500), (500, 1000), (1000, 440), (440, 1000)])
+def test_an_oblong_picture_in_the_stock_processor(build, tiny, tmp_path, tokenizer_directory, size):
+    """64 pixels wide: 32 and 28.16 high, where truncating and rounding agree."""
+    high, low = _oblong(build, tiny, tmp_path, tokenizer_directory, size)
+    assert high[0] <= 1e-5
+    assert low[0] * 0.5 * 255 <= 2.01  # levels of 255
+
+
+@pytest.mark.parametrize("size", [(900, 500), (500, 900)])
+def test_where_the_stock_processor_rounds_the_short_side_up(
+    build, tiny, tmp_path, tokenizer_directory, size
+):
+    """35.6 high: we cut to 35 as the original release does, stock transformers rounds to 36. An
+    edge row is picture there and padding here, and the rest is scaled by a thirty-fifth: one
+    row of 64 at this size, one of 1,024 at full size."""
+    high, low = _oblong(build, tiny, tmp_path, tokenizer_directory, size)
+    assert 1.0 < high[0] < 2.5  # that row: picture against padding
+    assert high[1] < 0.06
+    assert low[1] < 0.04
 
 
 def test_the_padding_colour_of_the_export_is_the_models(exported):

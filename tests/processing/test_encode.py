@@ -219,11 +219,25 @@ def test_an_image_longer_than_the_limit(encoder):
         with_rules(encoder, sequence_length=IMAGE_TOKENS - 1).measure(sample)
 
 
-def test_too_many_images(encoder):
-    sample = document(0, 1, 2, 3, 4, "five", kind=RecordKind.interleaved, images=5)
+def test_too_many_images_of_a_conversation(encoder):
+    sample = conversation((0, 1, 2, 3, 4, "\nHow many?"), "Five.", images=5)
     with pytest.raises(RecordFault, match=r"5 images; .*max_images is 4") as fault:
-        encoder.encode(sample)
+        encoder.measure(sample)
     assert fault.value.reason == "too_many_images"
+
+
+def test_a_document_of_many_images_is_cut_not_dropped(encoder):
+    turn = ("begin\n", 0, "a\n", 1, "b\n", 2, "c\n", 3, "d\n", 4, "e\n", 5, "end")
+    sample = document(*turn, kind=RecordKind.interleaved, images=6)
+    sizes = encoder.measure(sample)
+    assert [s.images for s in sizes] == [4, 2]
+    assert [s.image_tokens for s in sizes] == [4 * IMAGE_TOKENS, 2 * IMAGE_TOKENS]
+    pieces = [encoder.piece(sample, start=s.start, tokens=s.tokens) for s in sizes]
+    assert np.concatenate([p.ids for p in pieces]).tolist() == encoder.encode(sample).ids.tolist()
+    assert [[i.member for i in p.images] for p in pieces] == [
+        ["0.png", "1.png", "2.png", "3.png"],
+        ["4.png", "5.png"],
+    ]
 
 
 @pytest.mark.parametrize("content", [("a",), ("a", 0, 0), ("a", 1)])

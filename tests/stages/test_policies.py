@@ -30,6 +30,7 @@ def test_policy(number: int) -> None:
     assert policy.may_train == {"deepseek_vl": may}
     assert policy.must_train == {"deepseek_vl": must}
     assert policy.predecessors == PREDECESSORS[number]
+    assert policy.may_be_new == ({"adaptor"} if number == 1 else set())
     assert policy.records == RECORDS[number]
     assert policy.learns == {Learn.answers if number == 3 else Learn.all}
 

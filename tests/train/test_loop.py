@@ -110,6 +110,7 @@ class Recorder:
             save=lambda progress: self.saved.append((progress.step, progress.cursor)),
             learning_rates=lambda step: {"adaptor": 0.1 * (step + 1)},
             flops=lambda plan, agreed: 7.0 * agreed.images,
+            imbalance=lambda plan: 1.0 + plan.step,
         )
 
 
@@ -125,7 +126,7 @@ def trainer(
     return Trainer(
         stage="align",
         unit=RatioUnit.tokens,
-        modalities=[Modality.language],
+        modalities={"text": Modality.language},
         engine=engine,  # type: ignore[arg-type]
         towers=NoTowers(),
         loader=loader,
@@ -161,6 +162,7 @@ def test_loss_is_the_mean_over_the_label_tokens_of_the_step() -> None:
     assert progress.counters.tokens == {"language": 10, "multimodal": 0}
     assert progress.counters.packs == 3
     assert recorder.rows[0].supervised == {"language": 5, "multimodal": 0}
+    assert [row.rank_imbalance for row in recorder.rows] == [1.0, 2.0]
     assert recorder.rows[0].chain != recorder.rows[1].chain == progress.chain
 
 
@@ -195,11 +197,25 @@ def test_saves_on_the_way_and_at_the_end() -> None:
     assert len(recorder.rows) == 5
 
 
-def test_the_end_of_the_data_saves_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_whole_run_does_not_say_that_the_data_ended(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", logger="vltrain.train.loop"):
+        trainer(two_steps(), engine=FakeEngine(), recorder=Recorder(), steps=2).run()
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("save_every", [1, 2, 100])
+def test_the_end_of_the_data_saves_and_says_so(
+    caplog: pytest.LogCaptureFixture, save_every: int
+) -> None:
     recorder = Recorder()
     with caplog.at_level("WARNING", logger="vltrain.train.loop"):
-        trainer(two_steps(), engine=FakeEngine(), recorder=recorder, steps=5).run()
-    assert [step for step, _ in recorder.saved] == [2]
+        loop = trainer(
+            two_steps(), engine=FakeEngine(), recorder=recorder, steps=5, save_every=save_every
+        )
+        loop.run()
+    saved = [step for step, _ in recorder.saved]
+    assert saved[-1] == 2
+    assert saved.count(2) == 1  # also where a save was due there
     assert "The data ended after step 2 of 5" in caplog.text
 
 
@@ -214,10 +230,29 @@ def test_goes_on_from_where_it_was() -> None:
 def test_faults_are_handed_on_and_holes_counted() -> None:
     fault = Fault(origin=ORIGIN, reason="truncated", detail="half", action="hole")
     recorder = Recorder()
-    loader = [(plan(0, [0]), [micro(0, [1, 2], faults=(fault,))])]
+    micros = [micro(0, [1, 2], faults=(fault,)), micro(1, [1])]
+    loader = [(plan(0, [0, 1]), micros)]
     progress = trainer(loader, engine=FakeEngine(), recorder=recorder, steps=1).run()
     assert recorder.faults == [(0, 1)]
     assert recorder.rows[0].holes == progress.counters.holes == 1
+    assert progress.counters.samples == {"language": 1, "multimodal": 0}  # two planned, one a hole
+
+
+def test_targets_stay_on_the_cpu_where_the_head_wants_them() -> None:
+    engine = FakeEngine()
+    engine.device = torch.device("meta")
+    seen: list[dict] = []
+    forward = engine.forward
+
+    def remember(inputs: dict) -> torch.Tensor:
+        seen.append(inputs)
+        return forward(inputs)
+
+    engine.forward = remember  # type: ignore[method-assign]
+    trainer(two_steps()[1:], engine=engine, recorder=Recorder(), steps=1).run()
+    moved = {name: tensor.device.type for name, tensor in seen[0].items() if name != "features"}
+    assert moved.pop("targets") == "cpu"
+    assert set(moved.values()) == {"meta"}
 
 
 @pytest.mark.parametrize("held", [[0], [0, 2], [0, 1, 1]])

@@ -43,19 +43,27 @@ class DataPath:
 
 
 def open_tokenizer(config: RunConfig) -> TextTokenizer:
-    """The run's tokenizer. Raises ConfigError where none is named or its image token does not
-    fit."""
+    """The run's tokenizer. Raises ConfigError where none is named, its image token does not fit, or
+    it has ids without a row of the embedding."""
     directory = config.model.tokenizer or config.model.weights.language
     if directory is None:
         raise ConfigError(
             "no tokenizer: set model.tokenizer=DIRECTORY (with tokenizer.json), or "
             "model.weights.language=DIRECTORY of a published model that brings one"
         )
-    return TextTokenizer.load(
+    tokenizer = TextTokenizer.load(
         directory,
         image_token=config.model.image_token,
         image_token_id=config.model.image_token_id,
     )
+    rows = config.model.language.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise ConfigError(
+            f"the tokenizer in {directory} has ids up to {tokenizer.vocab_size - 1}, and "
+            f"model.language.vocab_size={rows} gives the embedding rows up to {rows - 1} only: set "
+            "model.tokenizer to this model's own, or choose the model that the tokenizer belongs to"
+        )
+    return tokenizer
 
 
 def build_encoder(config: RunConfig, tokenizer: TextTokenizer) -> Encoder:

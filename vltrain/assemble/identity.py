@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass
 
 import xxhash
 
+from vltrain.checkpoint.handoff import Expected
 from vltrain.checkpoint.manifest import Manifest
 from vltrain.errors import CheckpointError
 from vltrain.models.config import ModelConfig
+from vltrain.processing.encode import Encoder
+from vltrain.runconfig import RunConfig
 
 NOT_THE_MODEL = (
     "name",
@@ -28,6 +31,16 @@ def model_digest(config: ModelConfig) -> str:
     """xxh3-128 hex over the fields that make the model what it is."""
     fields = {k: v for k, v in asdict(config).items() if k not in NOT_THE_MODEL}
     return xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True, default=str).encode())
+
+
+def expected_of(config: RunConfig, encoder: Encoder) -> Expected:
+    """What a checkpoint must have been trained with for its weights to be of use here."""
+    return Expected(
+        tokenizer_digest=encoder.tokenizer.digest,
+        image_token_id=config.model.image_token_id,
+        geometry=encoder.geometry.digest_fields(),
+        model_digest=model_digest(config.model),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,15 +13,16 @@ from pathlib import Path
 import torch
 
 from vltrain.assemble.datapath import build_encoder, open_tokenizer
-from vltrain.assemble.weights import load_parts
-from vltrain.checkpoint.handoff import continue_from
+from vltrain.assemble.identity import expected_of
+from vltrain.assemble.weights import load_parts, trained_records
+from vltrain.checkpoint.handoff import check_same, continue_from, refuse_replaced
 from vltrain.checkpoint.manifest import MANIFEST
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore, open_checkpoint
 from vltrain.errors import CheckpointError
 from vltrain.models.build import BuiltModel, build_model
 from vltrain.models.trainable import parts_of
 from vltrain.processing.encode import Encoder
-from vltrain.runconfig import RunConfig, from_file
+from vltrain.runconfig import RunConfig, from_file, given_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +39,20 @@ class LoadedRun:
 def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
     """Load the newest checkpoint of a run, or the checkpoint that ``directory`` is.
 
-    overrides: ``key=value`` words over the run's config. Raises CheckpointError where there is
-    none, ContractError where a frozen part's weights are no longer those that the run was trained
-    beside.
+    overrides: ``key=value`` words over the run's config; ``model.weights.PART`` names where a
+    frozen part's weights are now, ``model.tokenizer`` the same for the tokenizer. Raises
+    CheckpointError where there is no checkpoint, ContractError where a frozen part's weights, the
+    tokenizer or the model are not those that the run was trained with.
     """
     run_directory, checkpoint = _find(directory)
     config = from_file(run_directory / "config.yaml", overrides=overrides)
+    encoder = build_encoder(config, open_tokenizer(config))
+    check_same(checkpoint, expected=expected_of(config, encoder))
     parts = parts_of(config.model)
+    recorded = trained_records(checkpoint)
+    moved = _moved(config, from_file(run_directory / "config.yaml"))
+    for part in recorded:
+        refuse_replaced(checkpoint, part, override=moved.get(part))
     built = build_model(
         config.model,
         trainable=(),
@@ -54,15 +62,25 @@ def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
         device="cuda" if torch.cuda.is_available() else "cpu",
         seed=config.run.seed,
     )
-    origins = continue_from(checkpoint, weights=dict.fromkeys(parts), parts=parts)
-    load_parts(built, origins, trainable=())
+    origins = continue_from(checkpoint, weights=moved, parts=parts)
+    load_parts(built, origins, trainable=(), recorded=recorded)
     return LoadedRun(
         directory=run_directory,
         config=config,
         checkpoint=checkpoint,
         built=built,
-        encoder=build_encoder(config, open_tokenizer(config)),
+        encoder=encoder,
     )
+
+
+def _moved(config: RunConfig, written: RunConfig) -> dict[str, str | None]:
+    """model.weights by part where ``config`` says something else than the run wrote down; None
+    elsewhere: the checkpoint knows where the weights were."""
+    before = given_weights(written.model)
+    return {
+        part: path if path != before[part] else None
+        for part, path in given_weights(config.model).items()
+    }
 
 
 def _find(directory: Path) -> tuple[Path, Checkpoint]:

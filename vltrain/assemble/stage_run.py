@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import xxhash
 
 from vltrain import distributed
-from vltrain.assemble.datapath import DataPath, step_loader
+from vltrain.assemble.datapath import DataPath, step_loader, work_cost
 from vltrain.assemble.frozen import FrozenDigests, frozen_digests, refuse_changed, summarise
 from vltrain.assemble.identity import Identity
 from vltrain.assemble.recording import Recording
@@ -23,6 +23,7 @@ from vltrain.assemble.shapes import model_shape
 from vltrain.batch import Fault, StepPlan
 from vltrain.checkpoint.manifest import Manifest, ParamRecord, PartRecord, versions
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore
+from vltrain.data.assign import assign_all, imbalance
 from vltrain.data.faults import FaultBudget
 from vltrain.engine.engine import Engine
 from vltrain.metrics.summary import write_summary
@@ -67,6 +68,7 @@ class Training:
         self._digests = digests
         self._params = dict(params)
         self._shape = model_shape(config.model)
+        self._cost = work_cost(config)
         self.progress = _progress(resumed)
         self._budget = FaultBudget(
             config.data.faults,
@@ -110,11 +112,12 @@ class Training:
             save=self._save,
             learning_rates=self._learning_rates,
             flops=self._flops,
+            imbalance=self._imbalance,
         )
         return Trainer(
             stage=config.stage.name,
             unit=config.data.mixture.unit,
-            modalities=[source.modality for source in config.data.sources.values()],
+            modalities={name: s.modality for name, s in config.data.sources.items()},
             engine=self.engine,
             towers=self.built.frozen,
             loader=loader,
@@ -139,6 +142,12 @@ class Training:
             sum_squared_document_tokens=sum(p.tokens**2 for k in plan.packs for p in k.pieces),
         )
         return count_flops(self._shape, trained=self.config.stage.trainable, work=work).total
+
+    def _imbalance(self, plan: StepPlan) -> float:
+        """How uneven the ranks' shares of a step are, by planned work."""
+        micro, world = self.config.data.batch.micro, distributed.world_size()
+        assigned = assign_all(plan, world=world, micro=micro, cost=self._cost)
+        return imbalance(assigned, cost=self._cost)
 
     def _count_faults(self, plan: StepPlan, faults: tuple[Fault, ...]) -> None:
         """On every rank, with the same gathered faults, so that all stop together."""

@@ -16,11 +16,16 @@ import torch
 
 from vltrain import distributed
 from vltrain.assemble.datapath import DataPath, open_data
-from vltrain.assemble.identity import Identity, model_digest
+from vltrain.assemble.identity import Identity, expected_of, model_digest
 from vltrain.assemble.recording import Recording, show_masked_examples
 from vltrain.assemble.stage_run import Training
-from vltrain.assemble.weights import load_parts, masters_of
-from vltrain.checkpoint.handoff import Expected, HandOff, continue_from, hand_off
+from vltrain.assemble.weights import (
+    load_parts,
+    masters_of,
+    refuse_unasked_random,
+    trained_records,
+)
+from vltrain.checkpoint.handoff import HandOff, continue_from, hand_off
 from vltrain.checkpoint.manifest import ParamRecord
 from vltrain.checkpoint.reader import check_fits
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore
@@ -35,14 +40,17 @@ from vltrain.logs import setup_logging
 from vltrain.models.build import BuiltModel, build_model
 from vltrain.models.trainable import part_of, parts_of
 from vltrain.optim.groups import parameter_groups
-from vltrain.runconfig import Resume, RunConfig
+from vltrain.runconfig import Resume, RunConfig, given_weights
 
 log = logging.getLogger(__name__)
 
 
-def assemble_training(config: RunConfig, *, predecessors: Collection[int]) -> Training:
+def assemble_training(
+    config: RunConfig, *, predecessors: Collection[int], may_be_new: Collection[str]
+) -> Training:
     """Build a stage of training, or raise what is wrong with it. ``predecessors``: stage numbers
-    that it may start from (0: published weights)."""
+    that it may start from (0: published weights). ``may_be_new``: parts that may start from the
+    seed."""
     setup_logging(rank=int(os.environ.get("RANK", "0")))
     device = start(config.engine)
     if distributed.is_first():
@@ -59,7 +67,9 @@ def assemble_training(config: RunConfig, *, predecessors: Collection[int]) -> Tr
     )
     if resumed is not None:
         identity.refuse_other(resumed.manifest, stage=config.stage.number)
-    origins = _origins(config, data, identity, resumed=resumed, predecessors=predecessors)
+    origins = _origins(config, data, resumed=resumed, predecessors=predecessors)
+    if resumed is None:
+        refuse_unasked_random(config.model, origins, may_be_new=may_be_new)
     built = build_model(
         config.model,
         trainable=config.stage.trainable,
@@ -69,15 +79,18 @@ def assemble_training(config: RunConfig, *, predecessors: Collection[int]) -> Tr
         device=device,
         seed=config.run.seed,
     )
-    records, digests = load_parts(built, origins, trainable=config.stage.trainable)
+    records, digests = load_parts(
+        built,
+        origins,
+        trainable=config.stage.trainable,
+        recorded=trained_records(resumed) if resumed is not None else {},
+    )
     if resumed is not None:
-        # What a trained part began with is the first start's to say, not this one's.
-        records |= {p: r for p, r in resumed.manifest.parts.items() if r.trained}
         shapes = {n: tuple(p.shape) for n, p in built.named_parameters() if p.requires_grad}
         check_fits(resumed.directory, resumed.manifest, trainable=shapes)
     params = _params(config, built)
     engine = _engine(config, built, device)
-    _restore(engine, origins, resumed)
+    _restore(config, engine, origins, resumed)
     show_masked_examples(config, data)
     return Training(
         config,
@@ -127,20 +140,13 @@ def _open_data(config: RunConfig) -> DataPath:
 def _origins(
     config: RunConfig,
     data: DataPath,
-    identity: Identity,
     *,
     resumed: Checkpoint | None,
     predecessors: Collection[int],
 ) -> HandOff:
     parts = parts_of(config.model)
-    given = config.model.weights
-    weights = {
-        "sam": given.sam,
-        "siglip": given.siglip,
-        "adaptor": given.adaptor,
-        "language": given.language,
-    }
-    weights = {part: weights[part] for part in parts}
+    given = given_weights(config.model)
+    weights = {part: given[part] for part in parts}
     if resumed is not None:
         return continue_from(resumed, weights=weights, parts=parts)
     return hand_off(
@@ -148,12 +154,7 @@ def _origins(
         weights=weights,
         parts=parts,
         predecessors=predecessors,
-        expected=Expected(
-            tokenizer_digest=identity.tokenizer,
-            image_token_id=config.model.image_token_id,
-            geometry=data.encoder.geometry.digest_fields(),
-            model_digest=identity.model,
-        ),
+        expected=expected_of(config, data.encoder),
     )
 
 
@@ -186,10 +187,16 @@ def _engine(config: RunConfig, built: BuiltModel, device: torch.device) -> Engin
     )
 
 
-def _restore(engine: Engine, origins: HandOff, resumed: Checkpoint | None) -> None:
-    """Masters, moments and count of a resumed run; masters alone from the stage before."""
+def _restore(
+    config: RunConfig, engine: Engine, origins: HandOff, resumed: Checkpoint | None
+) -> None:
+    """Masters, moments and count of a resumed run; masters alone of what another run starts
+    with."""
     if resumed is not None:
         skipped = resumed.manifest.counters["sums"]["skipped_steps"]
         engine.import_state(resumed.reader(), updates=resumed.manifest.step - skipped)
-    elif (masters := masters_of(origins)) is not None:
+        return
+    dtype = getattr(torch, parameter_dtype(config.engine))
+    masters = masters_of(origins, config=config.model, dtype=dtype)
+    if masters is not None:
         engine.import_state(masters, updates=None)

@@ -16,10 +16,12 @@ import torch
 from vltrain import distributed
 from vltrain.checkpoint.handoff import HandOff, OriginKind
 from vltrain.checkpoint.manifest import PartRecord
+from vltrain.checkpoint.store import Checkpoint
 from vltrain.engine.fragments import FragmentKind, Read
 from vltrain.errors import ConfigError
 from vltrain.models.build import BuiltModel
 from vltrain.models.config import ModelConfig
+from vltrain.models.layouts import PublishedDirectory
 from vltrain.models.trainable import part_of
 from vltrain.models.weights import (
     load_weights,
@@ -31,15 +33,26 @@ from vltrain.models.weights import (
 log = logging.getLogger(__name__)
 
 
+def trained_records(checkpoint: Checkpoint) -> dict[str, PartRecord]:
+    """Records of the parts that lie in a run's own checkpoint: what they began with is the first
+    start's to say, not that of whoever reads them again."""
+    return {part: record for part, record in checkpoint.manifest.parts.items() if record.trained}
+
+
 def load_parts(
-    built: BuiltModel, origins: HandOff, *, trainable: Collection[str]
+    built: BuiltModel,
+    origins: HandOff,
+    *,
+    trainable: Collection[str],
+    recorded: Mapping[str, PartRecord],
 ) -> tuple[dict[str, PartRecord], dict[str, dict[str, str]]]:
     """Fill ``built``; return each part's record and the tensor digests of the frozen ones.
 
+    recorded: records that stand already (``trained_records``); those parts are not digested.
+
     Raises WeightsError where a directory does not fit, ContractError where weights are not those
-    that a predecessor recorded, ConfigError where a part would stay at random values unasked.
+    that a predecessor recorded.
     """
-    refuse_unasked_random(built.config, origins)
     published = {
         part: origin.path
         for part, origin in origins.parts.items()
@@ -54,28 +67,34 @@ def load_parts(
     records: dict[str, PartRecord] = {}
     digests: dict[str, dict[str, str]] = {}
     for part, origin in origins.parts.items():
+        if part in recorded:
+            records[part] = recorded[part]
+            log.info("%s: as trained, from %s", part, origin.path)
+            continue
         found = _digests(built, part, origins)
         origins.check_digest(part, found=part_digest(found))
         if part not in trainable:
             digests[part] = found
         records[part] = PartRecord(
             trained=part in trainable,
-            path=str(origin.path) if origin.path is not None else None,
+            path=str(origin.path.absolute()) if origin.path is not None else None,
             digest=part_digest(found),
         )
         log.info("%s: %s", part, _said(origin.kind, records[part]))
     return records, digests
 
 
-def refuse_unasked_random(config: ModelConfig, origins: HandOff) -> None:
-    """Only the adaptor is new by design. Anything else without weights is nearly always a forgotten
-    path, whether it trains or not."""
+def refuse_unasked_random(
+    config: ModelConfig, origins: HandOff, *, may_be_new: Collection[str]
+) -> None:
+    """Raise ConfigError where a part that is not new by design would start at random values: nearly
+    always a forgotten path, whether the part trains or not. Before anything is built."""
     if config.weights.allow_random:
         return
     random = [
         part
         for part, origin in origins.parts.items()
-        if origin.kind is OriginKind.fresh and part != "adaptor"
+        if origin.kind is OriginKind.fresh and part not in may_be_new
     ]
     if random:
         settings = " ".join(f"model.weights.{part}=DIRECTORY" for part in random)
@@ -86,21 +105,30 @@ def refuse_unasked_random(config: ModelConfig, origins: HandOff) -> None:
         )
 
 
-def masters_of(origins: HandOff) -> Read | None:
-    """Reader of the fp32 masters that the predecessor's checkpoint holds, None where it holds none.
-
-    The module's own copy of them may be in bf16; the masters must not pass through it.
-    """
+def masters_of(origins: HandOff, *, config: ModelConfig, dtype: torch.dtype) -> Read | None:
+    """Reader of the fp32 masters of what a stage starts with, None where the module's own copy, in
+    ``dtype``, is as good: what a checkpoint or a published file holds in fp32 must not pass through
+    bf16. A tensor that the predecessor kept frozen has no master; its value is in the module."""
     inside = {p for p, origin in origins.parts.items() if origin.kind is OriginKind.checkpoint}
-    if origins.predecessor is None or not inside:
+    reader = origins.predecessor.reader() if origins.predecessor is not None and inside else None
+    published = {
+        part: PublishedDirectory(origin.path, config=config)
+        for part, origin in origins.parts.items()
+        if origin.kind is OriginKind.published and origin.path is not None
+        if dtype != torch.float32
+    }
+    if reader is None and not published:
         return None
-    reader = origins.predecessor.reader()
-    params = origins.predecessor.manifest.params
 
     def read(name: str, kind: FragmentKind, offset: int, count: int) -> torch.Tensor | None:
-        if part_of(name) not in inside or name not in params:
-            return None
-        return reader(name, kind, offset, count)
+        part = part_of(name)
+        if part in inside and reader is not None and reader.holds(name, kind):
+            return reader(name, kind, offset, count)
+        if part in published and kind is FragmentKind.master:
+            tensor = published[part].tensor(name)
+            if tensor is not None and tensor.dtype.itemsize > dtype.itemsize:
+                return tensor.flatten()[offset : offset + count].float()
+        return None
 
     return read
 

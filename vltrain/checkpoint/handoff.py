@@ -129,6 +129,15 @@ def _own_origin(checkpoint: Checkpoint, part: str, *, override: str | None) -> P
     return _origin(checkpoint, part, override=override)
 
 
+def refuse_replaced(checkpoint: Checkpoint, part: str, *, override: str | None) -> None:
+    """Raise ContractError where ``override`` names other weights for a part that trained."""
+    if override is not None and Path(override).resolve() != checkpoint.directory.resolve():
+        raise ContractError(
+            f"model.weights.{part}={override} would replace weights that {checkpoint.directory} "
+            f"trained. Leave model.weights.{part} out: the checkpoint brings them."
+        )
+
+
 def _is_published(directory: Path) -> bool:
     return (directory / "config.json").is_file() and not (directory / MANIFEST).exists()
 
@@ -198,11 +207,16 @@ def check_contract(
             f"{checkpoint.directory} is of stage {number} ({manifest.stage.get('name')}); this "
             f"stage starts from {allowed}. Give init_from=runs/NAME of such a run."
         )
-    for what, found, wanted in _compared(manifest, expected):
+    check_same(checkpoint, expected=expected)
+
+
+def check_same(checkpoint: Checkpoint, *, expected: Expected) -> None:
+    """Raise ContractError where the weights were trained for other tokens, images or parts."""
+    for what, found, wanted in _compared(checkpoint.manifest, expected):
         if found != wanted:
             raise ContractError(
                 f"{checkpoint.directory} was trained with another {what}: found {found}, this run "
-                f"has {wanted}. Use the predecessor's {what}, or another predecessor."
+                f"has {wanted}. Use the {what} that it was trained with, or another checkpoint."
             )
 
 
@@ -232,9 +246,5 @@ def _origin(checkpoint: Checkpoint, part: str, *, override: str | None) -> PartO
         return PartOrigin(
             part=part, kind=OriginKind.published, path=Path(path), digest=record.digest
         )
-    if override is not None and Path(override).resolve() != checkpoint.directory.resolve():
-        raise ContractError(
-            f"model.weights.{part}={override} would replace weights that {checkpoint.directory} "
-            f"trained. Leave model.weights.{part} out: init_from brings them."
-        )
+    refuse_replaced(checkpoint, part, override=override)
     return PartOrigin(part=part, kind=OriginKind.checkpoint, path=checkpoint.directory, digest=None)

@@ -50,6 +50,11 @@ class FragmentReader:
             )
         return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
 
+    def holds(self, name: str, kind: FragmentKind) -> bool:
+        """Whether there is anything of this kind: a parameter that stayed frozen inside a part that
+        trained has a value and no master."""
+        return (name, kind.value) in self._rows
+
     def _slice(self, row: FragmentRecord, low: int, high: int) -> torch.Tensor:
         try:
             if row.file not in self._open:
@@ -65,7 +70,7 @@ class FragmentReader:
         """A parameter's weights in its own shape: the fp32 master, or the stored value of one that
         stayed frozen inside a part that trained."""
         record = self._manifest.params[name]
-        trained = (name, FragmentKind.master.value) in self._rows
+        trained = self.holds(name, FragmentKind.master)
         kind = FragmentKind.master if trained else FragmentKind.frozen
         return self(name, kind, 0, math.prod(record.shape)).view(record.shape)
 

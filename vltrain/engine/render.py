@@ -146,14 +146,14 @@ def _merge_into(target: dict[str, Any], extra: Mapping[str, Any], *, path: str) 
         ours = target.get(key)
         if isinstance(ours, dict) and isinstance(value, Mapping):
             _merge_into(ours, value, path=f"{where}.")
-        elif key in target and ours != value:
+        elif (key in target or where in _SAID_BY) and ours != value:
             said_by = _SAID_BY.get(where) or _SAID_BY.get(path.rstrip("."))
             remedy = (
                 f"Set {said_by} instead." if said_by else "Leave it out: we depend on our value."
             )
             raise EngineError(
-                f"engine.extra.{where}={value!r} contradicts the run config, which gives {ours!r}. "
-                f"{remedy}"
+                f"engine.extra.{where}={value!r} contradicts the run config, which gives "
+                f"{ours!r}. {remedy}"
             )
         else:
             target[key] = copy.deepcopy(value)

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from vltrain.evaluate import charts
 from vltrain.evaluate.report_template import TEMPLATE
 from vltrain.evaluate.results import Point, point_labels
-from vltrain.evaluate.run_view import RunView, read_cards, read_runs, token_totals
+from vltrain.evaluate.run_view import DataCard, RunView, read_cards, token_totals
 from vltrain.evaluate.table import result_rows, terminal_table
 from vltrain.metrics.console import clock_words
 
@@ -29,7 +29,7 @@ _PICTURE_SAMPLES = 10
 
 
 def write_report(
-    run_directories: Sequence[Path],
+    runs: Sequence[RunView],
     *,
     html: Path,
     picture: Path,
@@ -39,16 +39,14 @@ def write_report(
 ) -> str:
     """Write both files; returns the results as a table for the terminal.
 
-    run_directories: in the order of training. notes: sentences shown at the top (what the reader
-    must know to read the figures, such as what stands for published weights). Raises DataError
-    where there is nothing to report.
+    runs: in the order of training, as ``read_runs`` gives them. notes: sentences shown at the top
+    (what the reader must know to read the figures, such as what stands for published weights).
     """
-    runs = read_runs(run_directories)
     points = [point for run in runs for point in run.points]
     html.parent.mkdir(parents=True, exist_ok=True)
     picture.parent.mkdir(parents=True, exist_ok=True)
     cards = read_cards(card_folders)
-    credits = [card.attribution for card in cards if card.attribution]
+    credits = attribution_lines(cards)
     picture.write_bytes(draw_overview(runs, title=title, credits=credits))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["clock"] = clock_words
@@ -66,6 +64,13 @@ def write_report(
     return terminal_table(points)
 
 
+def attribution_lines(cards: Sequence[DataCard]) -> list[str]:
+    """What the data sets ask to be said, each thing once: a line that another line holds (that of a
+    set made from others) is left out."""
+    lines = list(dict.fromkeys(card.attribution for card in cards if card.attribution))
+    return [line for line in lines if not any(line in other for other in lines if other != line)]
+
+
 def draw_overview(runs: Sequence[RunView], *, title: str, credits: Sequence[str]) -> bytes:
     """One picture of it all, PNG: loss curves, accuracy, held-out loss, sample pictures, and the
     attribution lines that the data sets ask for."""
@@ -79,7 +84,7 @@ def draw_overview(runs: Sequence[RunView], *, title: str, credits: Sequence[str]
     engine.set(w_pad=0.12, h_pad=0.1)  # type: ignore[call-arg]
     figure.suptitle(title, fontsize=15, fontweight="bold", color=charts.DARK, x=0.01, ha="left")
     if credits:
-        words = textwrap.fill("  ·  ".join(dict.fromkeys(credits)), width=230)
+        words = textwrap.fill("  ·  ".join(credits), width=230)
         figure.supxlabel(words, fontsize=6.5, color=charts.SOFT, x=0.01, ha="left")
     if not heights:
         return charts.png_bytes(figure, dpi=_DPI)

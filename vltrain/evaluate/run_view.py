@@ -8,6 +8,7 @@ while a run goes on.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,12 @@ class RunView:
         if self.summary is not None:
             return self.summary.name
         return self.points[-1].stage if self.points else self.name
+
+    @property
+    def order(self) -> tuple[float, float]:
+        """Sorts runs as they follow each other: by stage number, then by the first step's time."""
+        number = self.summary.number if self.summary is not None else math.inf
+        return number, self.rows[0].time if self.rows else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +110,10 @@ def read_run(directory: Path) -> RunView:
 
 
 def read_runs(directories: Sequence[Path]) -> tuple[RunView, ...]:
-    """The runs in the order given. Raises DataError when none of them has rows or results."""
-    runs = tuple(read_run(directory) for directory in directories)
+    """The runs in the order of training (``RunView.order``), whatever their names. Raises DataError
+    when none of them has rows or results."""
+    read = [read_run(directory) for directory in dict.fromkeys(directories)]
+    runs = tuple(sorted(read, key=lambda run: run.order))
     if not any(run.rows or run.points for run in runs):
         raise DataError(
             f"nothing to report: no steps.jsonl or results.json in "
@@ -114,8 +123,9 @@ def read_runs(directories: Sequence[Path]) -> tuple[RunView, ...]:
 
 
 def find_runs(root: Path) -> list[Path]:
-    """The run directories right below ``root`` (or ``root`` itself), by name."""
-    candidates = [root, *sorted(p for p in root.glob("*") if p.is_dir())]
+    """The run directories below ``root`` (or ``root`` itself), by name; one level deeper too, where
+    the runs of a sweep lie."""
+    candidates = [root, *sorted(p for glob in ("*", "*/*") for p in root.glob(glob) if p.is_dir())]
     names = ("steps.jsonl", "results.json")
     return [p for p in candidates if any((p / name).exists() for name in names)]
 
@@ -130,6 +140,12 @@ class DataCard:
     licence: str
     attribution: str
     synthetic: bool
+
+
+def first_evaluated(runs: Sequence[RunView]) -> RunView | None:
+    """Of the runs of the lowest stage, the first that was evaluated; None where none was."""
+    lowest = min((run.order[0] for run in runs), default=math.inf)
+    return next((run for run in runs if run.points and run.order[0] == lowest), None)
 
 
 def read_cards(folders: Sequence[Path]) -> tuple[DataCard, ...]:

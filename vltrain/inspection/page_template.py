@@ -51,9 +51,9 @@ Strips, left to right along the row:
 {% endfor %}</table></div>
 <details><summary>All {{ step.rows | length }} packs: sizes and keys</summary>
 <div class="wide"><table>
-<tr><th>pack</th><th>lane</th><th>pieces</th><th>tokens</th><th>fill</th><th>targets</th>
+<tr><th>pack</th><th>pieces</th><th>tokens</th><th>fill</th><th>targets</th>
 <th>images</th><th class="words">keys (source:shard:key)</th></tr>
-{% for row in step.rows %}<tr><td>{{ row.number }}</td><td>{{ row.lane }}</td>
+{% for row in step.rows %}<tr><td>{{ row.number }}</td>
 <td>{{ row.pieces }}</td><td>{{ '{:,}'.format(row.tokens) }}</td>
 <td>{{ '%.1f %%' % (100 * row.fill) if row.fill is not none else '-' }}</td>
 <td>{{ '{:,}'.format(row.supervised) }}</td><td>{{ row.images }}</td>
@@ -61,8 +61,8 @@ Strips, left to right along the row:
 {% endfor %}</table></div></details>
 {% for pack in step.packs %}
 <div class="pack">
-<h4>Pack {{ pack.row.number }} <span class="soft">{{ pack.row.modality }}, lane
-{{ pack.row.lane }}, {{ '{:,}'.format(pack.row.tokens) }} tokens
+<h4>Pack {{ pack.row.number }} <span class="soft">{{ pack.row.modality }},
+{{ '{:,}'.format(pack.row.tokens) }} tokens
 {%- if pack.row.fill is not none %} ({{ '%.1f' % (100 * pack.row.fill) }} % full){% endif %},
 {{ '{:,}'.format(pack.row.supervised) }} targets, {{ pack.row.images }} images:
 {{ pack.row.sources }}</span></h4>

@@ -34,7 +34,6 @@ class PackRow:
 
     number: int
     modality: str
-    lane: int
     pieces: int
     tokens: int
     fill: float | None
@@ -73,7 +72,6 @@ def pack_row(
     return PackRow(
         number=pack.number,
         modality=pack.modality.value,
-        lane=pack.lane,
         pieces=len(pack.pieces),
         tokens=pack.tokens,
         fill=pack.tokens / packing.sequence_length if bounded else None,
@@ -120,11 +118,10 @@ def terminal_step(
         pack_row(pack, names=names, packing=packing, locate=locate)
         for pack in step.packs[:shown_packs]
     ]
-    packs = [("pack", "lane", "pieces", "tokens", "targets", "images", "first key")]
+    packs = [("pack", "pieces", "tokens", "targets", "images", "first key")]
     packs += [
         (
             str(row.number),
-            str(row.lane),
             str(row.pieces),
             f"{row.tokens:,}",
             f"{row.supervised:,}",
@@ -135,7 +132,7 @@ def terminal_step(
     ]
     lines = [heading(step, packing=packing), ""]
     lines += ["  " + line for line in aligned(shares, left=(0,))]
-    lines += ["", *("  " + line for line in aligned(packs, left=(6,)))]
+    lines += ["", *("  " + line for line in aligned(packs, left=(5,)))]
     if (more := len(step.packs) - len(rows)) > 0:
         lines.append(f"  ... and {more:,} packs more")
     return "\n".join(lines)

@@ -89,14 +89,14 @@ def progress_line(summary: IntervalSummary, *, steps: int, seconds_left: float) 
         f"{row.stage} {row.step}/{steps}",
         f"loss {summary.loss:.3f}" if summary.loss is not None else "loss -",
         f"lr {max(row.lr.values(), default=0.0):.1e}",
-        f"|g| {row.grad_norm:.2f}" if row.grad_norm is not None else "|g| -",
+        f"|g| {summary.grad_norm:.2f}" if summary.grad_norm is not None else "|g| -",
         f"{_short(summary.tokens_per_second)} tok/s",
         f"text {100 * share:.1f}%" if share is not None else "text -",
         f"wait {100 * summary.data_wait_share:.0f}%",
         f"left {clock_words(seconds_left)}",
     ]
-    if row.skipped:
-        words.append("SKIPPED")
+    if summary.skipped:
+        words.append(f"{summary.skipped} SKIPPED")
     return "  ".join(words)
 
 

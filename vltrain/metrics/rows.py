@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 from vltrain.errors import DataError
@@ -46,6 +46,7 @@ class StepRow:
     data_wait_seconds: float
     skipped: bool  # True: no update was made (nothing to learn, or not finite)
     model_flops: float | None = None  # floating-point operations of the model, where counted
+    rank_imbalance: float | None = None  # planned work of the busiest rank over the mean of all
 
     def to_line(self) -> str:
         """The row as one JSON line, newline included."""
@@ -68,9 +69,9 @@ class StepRow:
                 f"{where}: row has schema {schema}, this version reads schema {SCHEMA}; use the "
                 "version that wrote it, or move the file away"
             )
-        wanted = {f.name for f in fields(cls)} - {"model_flops"}
-        missing = sorted(wanted - record.keys())
-        unknown = sorted(record.keys() - wanted - {"model_flops"})
+        # Fields with a default came later: rows of before are rows.
+        missing = sorted({f.name for f in fields(cls) if f.default is MISSING} - record.keys())
+        unknown = sorted(record.keys() - {f.name for f in fields(cls)})
         if missing or unknown:
             raise DataError(f"{where}: row lacks {missing} and has unknown {unknown}")
         return cls(**record)

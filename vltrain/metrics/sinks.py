@@ -8,7 +8,8 @@ n steps instead of a sample (with grouped steps, a sample would show one modalit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,15 +41,22 @@ class Sinks:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IntervalSummary:
-    """Means and rates of the rows of one interval."""
+    """Sums, means and rates of the rows of one interval; ``last`` is for what has no mean (step,
+    learning rates, shares so far)."""
 
     last: StepRow
+    tokens: dict[str, int]  # by modality, of all steps
+    supervised: dict[str, int]
+    holes: int
+    skipped: int  # steps without an update
+    grad_norm: float | None  # mean of the steps that have one
     loss: float | None  # nats per target, weighted by targets; None: no finite loss
     loss_by_modality: dict[str, float]  # of steps that are all one modality
     tokens_per_second: float
     images_per_second: float
     data_wait_share: float  # of the wall time, 0 to 1
     flops_per_second: float | None
+    rank_imbalance: float | None  # mean of the steps that have one
 
 
 class Interval:
@@ -72,15 +80,30 @@ class Interval:
         by_modality = {m: _mean_loss([r for r in rows if r.modality == m]) for m in modalities}
         flops = [r.model_flops for r in rows]
         counted = [f for f in flops if f is not None]
+        imbalances = [r.rank_imbalance for r in rows if r.rank_imbalance is not None]
+        norms = [r.grad_norm for r in rows if r.grad_norm is not None]
         return IntervalSummary(
             last=rows[-1],
+            tokens=_sum_modalities(r.tokens for r in rows),
+            supervised=_sum_modalities(r.supervised for r in rows),
+            holes=sum(r.holes for r in rows),
+            skipped=sum(r.skipped for r in rows),
+            grad_norm=sum(norms) / len(norms) if norms else None,
             loss=_mean_loss(rows),
             loss_by_modality={m: x for m, x in by_modality.items() if x is not None},
             tokens_per_second=sum(r.num_tokens for r in rows) / seconds,
             images_per_second=sum(r.images for r in rows) / seconds,
             data_wait_share=sum(r.data_wait_seconds for r in rows) / seconds,
             flops_per_second=sum(counted) / seconds if len(counted) == len(flops) else None,
+            rank_imbalance=sum(imbalances) / len(imbalances) if imbalances else None,
         )
+
+
+def _sum_modalities(parts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return dict(total)
 
 
 def _mean_loss(rows: Sequence[StepRow]) -> float | None:

@@ -1,4 +1,4 @@
-"""Floating-point operations of a step, counted from shapes; utilisation from them.
+"""Floating-point operations of a step, counted from shapes.
 
 In: the model's sizes as plain numbers, what trains, and what a step held. Out: operations per
 part. Counting (not measuring) costs nothing in the step. One multiply-add is 2 operations; causal
@@ -122,12 +122,6 @@ def count_flops(shape: ModelShape, *, trained: Collection[str], work: Work) -> F
     )
 
 
-def utilisation(flops: float, *, seconds: float, peak_flops_per_second: float) -> float:
-    """Model FLOPs utilisation, 0 to 1, of all devices together (``peak`` is theirs together
-    too)."""
-    return flops / (seconds * peak_flops_per_second)
-
-
 def sam_forward(shape: SamShape) -> float:
     """One image through SAM's encoder to its own neck (972.1e9 for SAM-B at 1024). Windowed layers
     pad the grid to whole windows; relative positions are two small products per layer."""
@@ -156,15 +150,6 @@ def _neck(shape: SamShape) -> float:
     """SAM's neck, 1x1 then 3x3 convolution; the adaptor's second neck has the same shape."""
     tokens = (shape.image_size // shape.patch_size) ** 2
     return 2 * tokens * shape.out_channels * (shape.width + 9 * shape.out_channels)
-
-
-def sam_path_forward(shape: ModelShape) -> float:
-    """One image through the adaptor's part of SAM's path: second neck, and both convolutions once
-    for each of the two branches (1000.3e9 - 972.1e9 at full size)."""
-    if shape.sam is None:
-        return 0.0
-    first, second = _convolutions(shape)
-    return _neck(shape.sam) + 2 * (first + second)
 
 
 def _convolutions(shape: ModelShape) -> tuple[float, float]:

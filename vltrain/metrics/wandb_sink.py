@@ -158,23 +158,25 @@ def has_key() -> bool:
 
 
 def wandb_metrics(summary: IntervalSummary) -> dict[str, float]:
-    """What one point holds; a value that is not known is left out."""
+    """What one point holds: counts are sums over the interval's steps, not the last step's. A value
+    that is not known is left out."""
     row = summary.last
     metrics: dict[str, float | None] = {
         "step": row.step,
         "loss": summary.loss,
         **{f"loss/{m}": x for m, x in summary.loss_by_modality.items()},
         **{f"lr/{part}": lr for part, lr in row.lr.items()},
-        "grad_norm": row.grad_norm,
-        **{f"tokens/{m}": n for m, n in row.tokens.items()},
-        **{f"supervised/{m}": n for m, n in row.supervised.items()},
+        "grad_norm": summary.grad_norm,
+        **{f"tokens/{m}": n for m, n in summary.tokens.items()},
+        **{f"supervised/{m}": n for m, n in summary.supervised.items()},
         "ratio/language_target": row.language_share_target,
         "ratio/language_realised": row.language_share_realised,
-        "holes": row.holes,
-        "skipped": int(row.skipped),
+        "holes": summary.holes,
+        "skipped": summary.skipped,
         "throughput/tokens_per_second": summary.tokens_per_second,
         "throughput/images_per_second": summary.images_per_second,
         "throughput/data_wait_share": summary.data_wait_share,
         "throughput/model_flops_per_second": summary.flops_per_second,
+        "throughput/rank_imbalance": summary.rank_imbalance,
     }
     return {name: value for name, value in metrics.items() if value is not None}

@@ -140,12 +140,17 @@ class PublishedDirectory:
         names = {ours for file in self._names.values() for ours in file.values()}
         tied = HEAD not in names and bool(self._config_json.get("tie_word_embeddings", False))
         for file, ours_of in self._names.items():
-            with safe_open(file, framework="pt") as tensors:
-                for theirs, ours in ours_of.items():
-                    if wanted(ours):
+            chosen = [(ours, theirs) for theirs, ours in ours_of.items() if wanted(ours)]
+            if tied and wanted(HEAD):
+                chosen += [(HEAD, theirs) for theirs, ours in ours_of.items() if ours == EMBEDDING]
+            if chosen:
+                with safe_open(file, framework="pt") as tensors:
+                    for ours, theirs in chosen:
                         yield ours, tensors.get_tensor(theirs)
-                    if ours == EMBEDDING and tied and wanted(HEAD):
-                        yield HEAD, tensors.get_tensor(theirs)
+
+    def tensor(self, name: str) -> Tensor | None:
+        """One tensor as stored, by our full name; None where the directory has none of it."""
+        return next((tensor for _, tensor in self.tensors(lambda ours: ours == name)), None)
 
 
 def place_own_neck(name: str, *, config: ModelConfig) -> str:

@@ -4,10 +4,10 @@ Used alike by ``prepare`` (which needs no image bytes, only sizes, and writes wh
 into the token sidecar), by the reader (``piece``), and by inference (``prompt_ids``), so that what
 was planned is what is read. Cost: the tokenizer's, about 1 M characters a second on one core.
 
-Every sample begins with the first token. Documents that are too long are cut (each piece but the
-first begins in the middle: no first token is invented there); captions and conversations that are
-too long are faults, since half an answer teaches stopping in mid-sentence. Rejected: truncating,
-which would cut image spans and hide the loss of data.
+Every sample begins with the first token. Documents that are too long or hold too many images are
+cut (each piece but the first begins in the middle: no first token is invented there); captions and
+conversations that do are faults, since half an answer teaches stopping in mid-sentence. Rejected:
+truncating, which would cut image spans and hide the loss of data.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class EncodeRules:
 
     learn: what is learned where a call does not say. system_prompt: for conversations without a
     system turn, "" for none. sequence_length: most tokens of a piece; of its text alone where
-    image_tokens_on_top. max_images: most images of a sample.
+    image_tokens_on_top. max_images: most images of a piece.
     """
 
     learn: Learn
@@ -95,8 +95,7 @@ class Encoder:
     def encode(self, sample: Sample, *, learn: Learn | None = None) -> Example:
         """The whole sample, uncut.
 
-        Raises RecordFault: those of ``conversation.render``, ``image_mismatch``,
-        ``too_many_images``.
+        Raises RecordFault: those of ``conversation.render``, ``image_mismatch``.
         """
         segments = render(sample.turns, system_prompt=self.rules.system_prompt)
         placed = [s.content for s in segments if isinstance(s.content, int)]
@@ -105,11 +104,6 @@ class Encoder:
                 "image_mismatch",
                 f"the record has {len(sample.images)} images and its text places images {placed}",
             )
-        if len(placed) > self.rules.max_images:
-            raise RecordFault(
-                "too_many_images",
-                f"{len(placed)} images; data.packing.max_images is {self.rules.max_images}",
-            )
         return self._expand(
             segments, images=sample.images, origin=sample.origin, learn=learn or self.rules.learn
         )
@@ -117,19 +111,31 @@ class Encoder:
     def cut(self, example: Example, kind: RecordKind) -> tuple[tuple[int, int], ...]:
         """Half-open token ranges of the pieces of a whole example; one range where it fits.
 
-        Raises RecordFault ``too_long`` for a caption or conversation beyond the length limit.
+        Raises RecordFault ``too_long`` or ``too_many_images`` for a caption or conversation beyond
+        the limit of tokens or of images.
         """
         cost = np.ones(len(example.ids), dtype=np.int64)
         if self.rules.image_tokens_on_top:
             cost[self._image_mask(example)] = 0
         limit = self.rules.sequence_length
         length = int(cost.sum())
-        if length <= limit:
+        images, max_images = len(example.images), self.rules.max_images
+        if length <= limit and images <= max_images:
             return ((0, len(example.ids)),)
         if kind not in _SPLITTABLE:
+            if images > max_images:
+                raise RecordFault(
+                    "too_many_images", f"{images} images; data.packing.max_images is {max_images}"
+                )
             what = "text tokens" if self.rules.image_tokens_on_top else "tokens"
             raise RecordFault("too_long", f"{length} {what}; the limit is {limit}")
-        return split_points(cost=cost, quality=self._cut_quality(example), limit=limit)
+        return split_points(
+            cost=cost,
+            quality=self._cut_quality(example),
+            limit=limit,
+            image_starts=example.image_starts,
+            max_images=max_images,
+        )
 
     def measure(self, sample: Sample, *, learn: Learn | None = None) -> tuple[PieceSize, ...]:
         """Sizes of the sample's pieces. Needs image sizes, not image bytes. Raises RecordFault."""

@@ -19,7 +19,7 @@ class Counters:
     tokens: dict[str, int] = field(default_factory=_per_modality)
     planned_tokens: dict[str, int] = field(default_factory=_per_modality)
     supervised: dict[str, int] = field(default_factory=_per_modality)
-    samples: dict[str, int] = field(default_factory=_per_modality)  # pieces, as planned
+    samples: dict[str, int] = field(default_factory=_per_modality)  # pieces
     images: int = 0
     packs: int = 0
     holes: int = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -46,25 +46,27 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What the loop calls out to; ``row`` on the first rank only, the others on every rank."""
+    """What the loop calls out to; ``row``, ``flops`` and ``imbalance`` on the first rank
+    only, the others on every rank."""
 
     row: Callable[[StepRow], None]
     faults: Callable[[StepPlan, tuple[Fault, ...]], None]  # all ranks: the budget stops them all
     save: Callable[[Progress], None]  # all ranks (collective)
     learning_rates: Callable[[int], dict[str, float]]  # steps done -> rate per part
     flops: Callable[[StepPlan, AgreedStep], float]  # of the model, forward and backward
+    imbalance: Callable[[StepPlan], float]  # planned work of the busiest rank over the mean
 
 
 class Trainer:
     """Runs the steps that are left. ``steps`` counts the whole stage; ``save_every`` in steps;
-    ``modalities``: of each source, in recipe order."""
+    ``modalities``: of each source by name, in recipe order."""
 
     def __init__(
         self,
         *,
         stage: str,
         unit: RatioUnit,
-        modalities: Sequence[Modality],
+        modalities: Mapping[str, Modality],
         engine: Engine,
         towers: Features,
         loader: Iterable[tuple[StepPlan, Sequence[MicroBatch]]],
@@ -75,7 +77,8 @@ class Trainer:
     ) -> None:
         self._stage = stage
         self._unit = unit
-        self._modalities = tuple(modalities)
+        self._modalities = dict(modalities)
+        self._modality_of_number = tuple(modalities.values())
         self._engine = engine
         self._towers = towers
         self._loader = loader
@@ -97,12 +100,13 @@ class Trainer:
             if self.progress.step >= self._steps:
                 break
             begin = time.monotonic()
-        if saved != self.progress.step:
+        else:  # the loader ended, not the stage
             log.warning(
                 "The data ended after step %d of %d (every finite source is used up).",
                 self.progress.step,
                 self._steps,
             )
+        if saved != self.progress.step:
             self._hooks.save(self.progress)
         return self.progress
 
@@ -143,7 +147,8 @@ class Trainer:
             "ids": micro.ids.to(device, non_blocking=True),
             "positions": micro.positions.to(device, non_blocking=True),
             "segments": micro.segments.to(device, non_blocking=True),
-            "targets": micro.targets.to(device, non_blocking=True),
+            # The head looks for labels on the CPU: on the device that would be a synchronisation.
+            "targets": micro.targets,
             "image_positions": micro.image_positions.to(device, non_blocking=True),
             "features": self._towers.encode(micro.images),
         }
@@ -156,7 +161,10 @@ class Trainer:
             counters.supervised[modality] += agreed.targets[modality]
         for pack in plan.packs:
             for piece in pack.pieces:
-                counters.samples[self._modalities[piece.source].value] += 1
+                counters.samples[self._modality_of_number[piece.source].value] += 1
+        for fault in agreed.faults:
+            if fault.action == "hole":
+                counters.samples[self._modalities[fault.origin.source].value] -= 1
         counters.images += agreed.images
         counters.packs += len(plan.packs)
         counters.holes += agreed.holes
@@ -197,4 +205,5 @@ class Trainer:
             data_wait_seconds=waited,
             skipped=outcome is None or not outcome.finite,
             model_flops=self._hooks.flops(plan, agreed),
+            rank_imbalance=self._hooks.imbalance(plan),
         )

@@ -1,4 +1,4 @@
-"""Small checkpoints without an engine, for the tests of this folder."""
+"""Small checkpoints without an engine, for tests of what reads them."""
 
 from __future__ import annotations
 
