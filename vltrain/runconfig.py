@@ -215,6 +215,9 @@ def _check_numbers(config: RunConfig) -> None:
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.keep_last": config.checkpoint.keep_last,
         "metrics.log_every": config.metrics.log_every,
+        "engine.timeout_seconds": config.engine.timeout_seconds,
+        "engine.stall_seconds": config.engine.stall_seconds,
+        "engine.lost_seconds": config.engine.lost_seconds,
     }
     for key, value in at_least_one.items():
         if value < 1:

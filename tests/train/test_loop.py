@@ -20,7 +20,7 @@ from vltrain.batch import (
 )
 from vltrain.data.config import RatioUnit
 from vltrain.engine.engine import StepOutcome
-from vltrain.errors import DataError, NonFiniteError
+from vltrain.errors import DataError, NonFiniteError, StoppedError
 from vltrain.metrics.rows import StepRow
 from vltrain.train.loop import Hooks, Progress, Trainer
 
@@ -104,6 +104,8 @@ class Recorder:
         self.rows: list[StepRow] = []
         self.saved: list[tuple[int, dict | None]] = []
         self.faults: list[tuple[int, int]] = []
+        self.doing: list[str] = []
+        self.stop: list[str | None] = []  # what is answered to each question; then nothing
 
     def hooks(self) -> Hooks:
         return Hooks(
@@ -112,6 +114,8 @@ class Recorder:
             save=lambda progress: self.saved.append((progress.step, progress.cursor)),
             learning_rates=lambda step: {"adaptor": 0.1 * (step + 1)},
             flops=lambda plan, agreed: 7.0 * agreed.images,
+            stop=lambda: self.stop.pop(0) if self.stop else None,
+            doing=lambda what, step: self.doing.append(f"{what.name} {step}"),
         )
 
 
@@ -195,6 +199,29 @@ def test_saves_on_the_way_and_at_the_end() -> None:
     assert [step for step, _ in recorder.saved] == [2, 4, 5]
     assert recorder.saved[-1][1] == {"after": 4}
     assert len(recorder.rows) == 5
+
+
+def test_a_signal_saves_what_is_done_and_ends_the_run() -> None:
+    recorder = Recorder()
+    recorder.stop = [None, None, "SIGTERM"]
+    loader = [(plan(n, [n]), [micro(n, [1])]) for n in range(9)]
+    run = trainer(loader, engine=FakeEngine(), recorder=recorder, steps=9)
+    with pytest.raises(StoppedError, match=r"SIGTERM on rank 0: stopped after step 2 of 9") as end:
+        run.run()
+    assert end.value.exit_code == 75
+    assert recorder.saved == [(2, {"after": 1})]
+    assert [row.step for row in recorder.rows] == [1, 2]
+    assert recorder.doing[-3:] == ["data 3", "agree 3", "save 2"]
+
+
+def test_a_signal_after_a_save_does_not_save_again() -> None:
+    recorder = Recorder()
+    recorder.stop = [None, None, "SIGUSR1"]
+    loader = [(plan(n, [n]), [micro(n, [1])]) for n in range(9)]
+    run = trainer(loader, engine=FakeEngine(), recorder=recorder, steps=9, save_every=2)
+    with pytest.raises(StoppedError, match="SIGUSR1 on rank 0"):
+        run.run()
+    assert recorder.saved == [(2, {"after": 1})]
 
 
 def test_the_end_of_the_data_saves_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -33,7 +33,9 @@ from vltrain.optim.schedules import learning_rate
 from vltrain.runconfig import RunConfig, to_yaml
 from vltrain.train.agree import AgreedStep
 from vltrain.train.counters import Counters
-from vltrain.train.loop import Hooks, Progress, Trainer
+from vltrain.train.loop import Doing, Hooks, Progress, Trainer
+from vltrain.train.signals import StopRequest
+from vltrain.train.watchdog import Limits, Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class Training:
         self._digests = digests
         self._params = dict(params)
         self._shape = model_shape(config.model)
+        self._stop = StopRequest()
         self.progress = _progress(resumed)
         self._budget = FaultBudget(
             config.data.faults,
@@ -80,11 +83,14 @@ class Training:
         """Train to the end of the stage, then prove that what is frozen did not change."""
         self._say_what_trains()
         try:
-            if self.progress.step < self.config.optim.steps:
-                self.progress = self._trainer().run()
-            else:
-                log.info("stage already finished at step %d", self.progress.step)
-            after = frozen_digests(self.engine, self.built)
+            with self._watchdog() as watchdog, self._stop.listening():
+                if self.progress.step < self.config.optim.steps:
+                    self.progress = self._trainer(watchdog).run()
+                else:
+                    log.info("stage already finished at step %d", self.progress.step)
+                watchdog.doing("checking what is frozen", alone=False)
+                after = frozen_digests(self.engine, self.built)
+                distributed.barrier()  # none leaves while another still reads the store
             refuse_changed(self._before, after)
             self._summarise(after)
             log.info(
@@ -95,7 +101,20 @@ class Training:
             self._recording.close()
         return self.progress
 
-    def _trainer(self) -> Trainer:
+    def _watchdog(self) -> Watchdog:
+        engine = self.config.engine
+        return Watchdog(
+            distributed.open_board(timeout_seconds=engine.timeout_seconds),
+            rank=distributed.rank(),
+            world=distributed.world_size(),
+            limits=Limits(
+                stall_seconds=engine.stall_seconds,
+                end_seconds=engine.timeout_seconds,
+                lost_seconds=engine.lost_seconds,
+            ),
+        )
+
+    def _trainer(self, watchdog: Watchdog) -> Trainer:
         config = self.config
         loader = step_loader(
             config,
@@ -104,12 +123,20 @@ class Training:
             rank=distributed.rank(),
             world=distributed.world_size(),
         )
+
+        def doing(what: Doing, step: int) -> None:
+            alone = what is Doing.data
+            detail = loader.waiting_for if alone else str
+            watchdog.doing(f"{what.value}, step {step}", alone=alone, detail=detail)
+
         hooks = Hooks(
             row=self._recording.row,
             faults=self._count_faults,
             save=self._save,
             learning_rates=self._learning_rates,
             flops=self._flops,
+            stop=self._stop.name,
+            doing=doing,
         )
         return Trainer(
             stage=config.stage.name,

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +21,7 @@ from vltrain import distributed
 from vltrain.batch import Fault, MicroBatch, Modality, StepPlan
 from vltrain.data.config import RatioUnit
 from vltrain.engine.engine import Engine, StepOutcome
-from vltrain.errors import NonFiniteError
+from vltrain.errors import NonFiniteError, StoppedError
 from vltrain.metrics.rows import StepRow
 from vltrain.train.agree import AgreedStep, agree
 from vltrain.train.counters import Counters
@@ -32,6 +33,15 @@ class Features(Protocol):
     """Frozen towers: uint8 images to what the trained module reads."""
 
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]: ...
+
+
+class Doing(str, Enum):
+    """What the loop is at, for whoever watches it."""
+
+    data = "waiting for data"
+    agree = "agreeing with the other ranks"
+    update = "training"
+    save = "saving"
 
 
 @dataclass
@@ -53,6 +63,8 @@ class Hooks:
     save: Callable[[Progress], None]  # all ranks (collective)
     learning_rates: Callable[[int], dict[str, float]]  # steps done -> rate per part
     flops: Callable[[StepPlan, AgreedStep], float]  # of the model, forward and backward
+    stop: Callable[[], str | None]  # the signal that asked this process to stop
+    doing: Callable[[Doing, int], None]  # told at each change, with the step that it is for
 
 
 class Trainer:
@@ -83,33 +95,55 @@ class Trainer:
         self.progress = progress
         self._steps = steps
         self._save_every = save_every
+        self._saved = progress.step
 
     def run(self) -> Progress:
-        """Train until ``steps`` are done or the plan ends, saving on the way and at the end."""
-        saved = self.progress.step
+        """Train until ``steps`` are done or the plan ends, saving on the way and at the end.
+
+        Raises StoppedError, on all ranks and after saving, where a signal asked any of them to
+        stop.
+        """
         begin = time.monotonic()
+        self._hooks.doing(Doing.data, self.progress.step + 1)
         for plan, micros in self._loader:
             waited = time.monotonic() - begin
             self._step(plan, micros, begin=begin, waited=waited)
             if self.progress.step % self._save_every == 0 or self.progress.step == self._steps:
-                self._hooks.save(self.progress)
-                saved = self.progress.step
+                self._save()
             if self.progress.step >= self._steps:
                 break
             begin = time.monotonic()
-        if saved != self.progress.step:
+            self._hooks.doing(Doing.data, self.progress.step + 1)
+        if self._saved != self.progress.step:
             log.warning(
                 "The data ended after step %d of %d (every finite source is used up).",
                 self.progress.step,
                 self._steps,
             )
-            self._hooks.save(self.progress)
+            self._save()
         return self.progress
+
+    def _save(self) -> None:
+        if self._saved != self.progress.step:
+            self._hooks.doing(Doing.save, self.progress.step)
+            self._hooks.save(self.progress)
+            self._saved = self.progress.step
+
+    def _stop(self, asked: str) -> None:
+        self._save()
+        raise StoppedError(
+            f"{asked}: stopped after step {self.progress.step} of {self._steps}, which is saved. "
+            "The same command goes on from there"
+        )
 
     def _step(
         self, plan: StepPlan, micros: Sequence[MicroBatch], *, begin: float, waited: float
     ) -> None:
-        agreed = agree(plan, micros, chain_head=self.progress.chain)
+        self._hooks.doing(Doing.agree, plan.step + 1)
+        agreed = agree(plan, micros, chain_head=self.progress.chain, stop=self._hooks.stop())
+        if agreed.stop is not None:
+            self._stop(agreed.stop)
+        self._hooks.doing(Doing.update, plan.step + 1)
         self._hooks.faults(plan, agreed.faults)
         rates = self._hooks.learning_rates(self.progress.step)
         outcome = self._update(micros, agreed, rates) if agreed.num_targets else None
