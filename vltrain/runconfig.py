@@ -27,7 +27,7 @@ from vltrain.evaluate.config import EvaluateConfig
 from vltrain.metrics.config import MetricsConfig
 from vltrain.models.config import ModelConfig
 from vltrain.optim.config import OptimConfig, ScheduleKind
-from vltrain.train.config import StageConfig
+from vltrain.train.config import StabilityConfig, StageConfig
 
 PARTS = ("sam", "siglip", "adaptor", "language")
 
@@ -59,6 +59,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    stability: StabilityConfig = field(default_factory=StabilityConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -215,6 +216,8 @@ def _check_numbers(config: RunConfig) -> None:
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.keep_last": config.checkpoint.keep_last,
         "metrics.log_every": config.metrics.log_every,
+        "stability.skip_window_steps": config.stability.skip_window_steps,
+        "stability.spike_window_steps": config.stability.spike_window_steps,
         "engine.timeout_seconds": config.engine.timeout_seconds,
         "engine.stall_seconds": config.engine.stall_seconds,
         "engine.lost_seconds": config.engine.lost_seconds,
@@ -229,6 +232,9 @@ def _check_numbers(config: RunConfig) -> None:
         "data.faults.budget": config.data.faults.budget,
         "data.faults.grace": config.data.faults.grace,
         "optim.schedule.warmup_steps": config.optim.schedule.warmup_steps,
+        "stability.skip_budget": config.stability.skip_budget,
+        "stability.rollbacks": config.stability.rollbacks,
+        "stability.spike_deviations": config.stability.spike_deviations,
     }
     for key, value in at_least_zero.items():
         if value < 0:

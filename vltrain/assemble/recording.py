@@ -19,6 +19,7 @@ from vltrain.checkpoint.store import Checkpoint
 from vltrain.data.faults import Ledger
 from vltrain.errors import RecordFault
 from vltrain.metrics.console import ConsoleSink
+from vltrain.metrics.events import EventLog
 from vltrain.metrics.jsonl import JsonlSink
 from vltrain.metrics.rows import StepRow
 from vltrain.metrics.sinks import Sink, Sinks
@@ -39,6 +40,7 @@ class Recording:
     def __init__(self, config: RunConfig, *, resumed: Checkpoint | None) -> None:
         self.wandb_id: str | None = None
         self._ledger = Ledger(config.run_dir / "ledger.jsonl")
+        self._events = EventLog(config.run_dir / "events.jsonl")
         self._rows: JsonlSink | None = None
         self._sinks = Sinks([])
         if not distributed.is_first():
@@ -48,6 +50,7 @@ class Recording:
         self._rows = JsonlSink(config.run_dir / "steps.jsonl")
         self._rows.cut_after(step)
         self._ledger.cut_after(step)
+        self._events.cut_after(step)
         sinks: list[Sink] = [
             self._rows,
             ConsoleSink(sys.stderr, steps=config.optim.steps, every=config.metrics.log_every),
@@ -64,6 +67,9 @@ class Recording:
     def faults(self, step: int, faults: Sequence[Fault]) -> None:
         if distributed.is_first():
             self._ledger.append(faults, step=step)
+
+    def event(self, word: str, step: int, detail: str) -> None:
+        self._events.append(word, step=step, detail=detail)
 
     def sync(self) -> None:
         """Before a checkpoint names these rows."""

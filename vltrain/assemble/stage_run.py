@@ -35,6 +35,7 @@ from vltrain.train.agree import AgreedStep
 from vltrain.train.counters import Counters
 from vltrain.train.loop import Doing, Hooks, Progress, Trainer
 from vltrain.train.signals import StopRequest
+from vltrain.train.stability import Stability
 from vltrain.train.watchdog import Limits, Watchdog
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,10 @@ class Training:
             config.data.faults,
             ledger=config.run_dir / "ledger.jsonl",
             state=resumed.manifest.counters["faults"] if resumed is not None else None,
+        )
+        self._stability = Stability(
+            config.stability,
+            state=resumed.manifest.counters.get("stability") if resumed is not None else None,
         )
         self._before = frozen_digests(engine, built)
         self._counts = describe([engine.module, built.frozen])
@@ -135,6 +140,8 @@ class Training:
             save=self._save,
             learning_rates=self._learning_rates,
             flops=self._flops,
+            roll_back=self._roll_back,
+            event=self._recording.event,
             stop=self._stop.name,
             doing=doing,
         )
@@ -147,6 +154,7 @@ class Training:
             loader=loader,
             hooks=hooks,
             progress=self.progress,
+            stability=self._stability,
             steps=config.optim.steps,
             save_every=config.checkpoint.every_steps,
         )
@@ -185,6 +193,16 @@ class Training:
         )
         log.info("checkpoint of step %d in %s", progress.step, directory)
 
+    def _roll_back(self) -> int | None:
+        """Weights and optimizer of the newest good checkpoint; the updates in them."""
+        checkpoint = self._store.newest()
+        if checkpoint is None:
+            return None
+        updates = updates_in(checkpoint)
+        self.engine.import_state(checkpoint.reader(), updates=updates)
+        log.warning("weights and optimizer are those of %s again", checkpoint.directory)
+        return updates
+
     def _manifest(self, progress: Progress) -> Manifest:
         config = self.config
         encoder = self.data.encoder
@@ -211,7 +229,11 @@ class Training:
             seed=config.run.seed,
             cursor=progress.cursor,
             chain_head=progress.chain,
-            counters={"sums": progress.counters.to_json(), "faults": self._budget.state()},
+            counters={
+                "sums": progress.counters.to_json(),
+                "faults": self._budget.state(),
+                "stability": self._stability.state(),
+            },
             parts=self._records,
             params=self._params,
             world={"size": distributed.world_size(), "zero_stage": config.engine.zero_stage},
@@ -242,6 +264,11 @@ class Training:
                 after=after,
             )
             write_summary(self.config.run_dir, summary=summary)
+
+
+def updates_in(checkpoint: Checkpoint) -> int:
+    """Updates that a checkpoint's weights have seen: its steps less those that were skipped."""
+    return checkpoint.manifest.step - checkpoint.manifest.counters["sums"]["skipped_steps"]
 
 
 def _progress(resumed: Checkpoint | None) -> Progress:

@@ -18,7 +18,7 @@ from vltrain import distributed
 from vltrain.assemble.datapath import DataPath, open_data
 from vltrain.assemble.identity import Identity, model_digest
 from vltrain.assemble.recording import Recording, show_masked_examples
-from vltrain.assemble.stage_run import Training
+from vltrain.assemble.stage_run import Training, updates_in
 from vltrain.assemble.weights import load_parts, masters_of
 from vltrain.checkpoint.handoff import Expected, HandOff, continue_from, hand_off
 from vltrain.checkpoint.manifest import ParamRecord
@@ -189,7 +189,6 @@ def _engine(config: RunConfig, built: BuiltModel, device: torch.device) -> Engin
 def _restore(engine: Engine, origins: HandOff, resumed: Checkpoint | None) -> None:
     """Masters, moments and count of a resumed run; masters alone from the stage before."""
     if resumed is not None:
-        skipped = resumed.manifest.counters["sums"]["skipped_steps"]
-        engine.import_state(resumed.reader(), updates=resumed.manifest.step - skipped)
+        engine.import_state(resumed.reader(), updates=updates_in(resumed))
     elif (masters := masters_of(origins)) is not None:
         engine.import_state(masters, updates=None)

@@ -3,7 +3,8 @@
 In: an engine, frozen towers, a loader of planned steps, and where results go. Out: rows, faults,
 checkpoints. Per step: count the label tokens of all ranks, then divide by them (never a mean of
 means); every rank runs the same number of micro-batches through the same modules; the engine agrees
-on whether the step was finite. A step that is not finite ends the run before anything is updated.
+on whether the step was finite. A step that is not finite updates nothing; ``Stability`` says
+whether the next one is tried, the last checkpoint's weights go on, or the run ends.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from vltrain.errors import NonFiniteError, StoppedError
 from vltrain.metrics.rows import StepRow
 from vltrain.train.agree import AgreedStep, agree
 from vltrain.train.counters import Counters
+from vltrain.train.stability import Stability, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +58,17 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What the loop calls out to; ``row`` on the first rank only, the others on every rank."""
+    """What the loop calls out to; ``row`` and ``event`` on the first rank only, the others on every
+    rank."""
 
     row: Callable[[StepRow], None]
     faults: Callable[[StepPlan, tuple[Fault, ...]], None]  # all ranks: the budget stops them all
     save: Callable[[Progress], None]  # all ranks (collective)
     learning_rates: Callable[[int], dict[str, float]]  # steps done -> rate per part
     flops: Callable[[StepPlan, AgreedStep], float]  # of the model, forward and backward
+    roll_back: Callable[[], int | None]  # all ranks (collective): weights of the last checkpoint;
+    # the updates that are in them, None where there is none
+    event: Callable[[str, int, str], None]  # word, step, detail; on the first rank only
     stop: Callable[[], str | None]  # the signal that asked this process to stop
     doing: Callable[[Doing, int], None]  # told at each change, with the step that it is for
 
@@ -82,6 +88,7 @@ class Trainer:
         loader: Iterable[tuple[StepPlan, Sequence[MicroBatch]]],
         hooks: Hooks,
         progress: Progress,
+        stability: Stability,
         steps: int,
         save_every: int,
     ) -> None:
@@ -93,6 +100,7 @@ class Trainer:
         self._loader = loader
         self._hooks = hooks
         self.progress = progress
+        self._stability = stability
         self._steps = steps
         self._save_every = save_every
         self._saved = progress.step
@@ -130,6 +138,7 @@ class Trainer:
             self._saved = self.progress.step
 
     def _stop(self, asked: str) -> None:
+        self._event("stopped", asked)
         self._save()
         raise StoppedError(
             f"{asked}: stopped after step {self.progress.step} of {self._steps}, which is saved. "
@@ -147,16 +156,52 @@ class Trainer:
         self._hooks.faults(plan, agreed.faults)
         rates = self._hooks.learning_rates(self.progress.step)
         outcome = self._update(micros, agreed, rates) if agreed.num_targets else None
-        self._advance(plan, agreed, skipped=outcome is None)
+        self._advance(plan, agreed, skipped=outcome is None or not outcome.finite)
         if distributed.is_first():
             row = self._row(plan, agreed, outcome, rates, begin=begin, waited=waited)
             self._hooks.row(row)
         if outcome is not None and not outcome.finite:
+            self._bear(outcome)
+        elif outcome is not None:
+            told = self._stability.jump(outcome.loss, modality=_value(plan.modality))
+            if told is not None:
+                self._event("loss_spike", told)
+
+    def _bear(self, outcome: StepOutcome) -> None:
+        """What follows a step that was not finite; every rank comes to the same."""
+        step = self.progress.step
+        found = f"loss {outcome.loss}, gradient norm {outcome.grad_norm}; nothing was updated"
+        verdict = self._stability.not_finite(step)
+        if verdict is Verdict.skip:
+            self._event("not_finite", found)
+            return
+        updates = None
+        if verdict is Verdict.roll_back:
+            self._hooks.doing(Doing.save, step)
+            updates = self._hooks.roll_back()
+        if updates is None:
+            what = "there is no checkpoint yet to go back to"
+            if verdict is Verdict.stop:
+                what = f"the run went back to a checkpoint {self._stability.rollbacks} times"
             raise NonFiniteError(
-                f"step {plan.step}: loss {outcome.loss}, gradient norm {outcome.grad_norm}; "
-                "nothing was updated and the run stops here. Try a lower optim.lr or a longer "
-                "optim.schedule.warmup_steps; the same command goes on from the last checkpoint"
+                f"step {step}: {found}. Too many steps were not finite "
+                f"(stability.skip_budget) and {what} (stability.rollbacks). Try a lower optim.lr "
+                "or a longer optim.schedule.warmup_steps; the same command goes on from the last "
+                "checkpoint"
             )
+        self._event(
+            "rollback",
+            f"{found}; too many such steps, so the weights after {updates} updates go on with the "
+            f"data after step {step}",
+        )
+        # What was learned since then is gone: those steps count as skipped.
+        self.progress.counters.skipped_steps = step - updates
+        self._stability.rolled_back()
+
+    def _event(self, word: str, detail: str) -> None:
+        if distributed.is_first():
+            log.warning("step %d, %s: %s", self.progress.step, word, detail)
+            self._hooks.event(word, self.progress.step, detail)
 
     def _update(
         self, micros: Sequence[MicroBatch], agreed: AgreedStep, rates: dict[str, float]
@@ -216,7 +261,7 @@ class Trainer:
             loss=outcome.loss if outcome else None,
             lr=rates,
             grad_norm=outcome.grad_norm if outcome else None,
-            modality=plan.modality.value if plan.modality else None,
+            modality=_value(plan.modality),
             tokens=agreed.tokens,
             planned_tokens={m: plan.tokens.get(m, 0) for m in ("language", "multimodal")},
             supervised=agreed.targets,
@@ -232,3 +277,7 @@ class Trainer:
             skipped=outcome is None or not outcome.finite,
             model_flops=self._hooks.flops(plan, agreed),
         )
+
+
+def _value(modality: Modality | None) -> str | None:
+    return modality.value if modality else None
