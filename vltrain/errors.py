@@ -58,6 +58,10 @@ class CheckpointError(VltrainError):
     on_all_ranks = True
 
 
+class RecordingError(VltrainError):
+    """A file of the run directory cannot be written."""
+
+
 class ContractError(VltrainError):
     """A stage was started from something that it may not start from."""
 

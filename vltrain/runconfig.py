@@ -1,9 +1,9 @@
 """The typed config of a run: schema, conversion from Hydra once, and the rules that cross sections.
 
 In: command-line words and conf/. Out: a ``RunConfig`` of plain dataclasses; no ``DictConfig`` goes
-below this module. Two words of a launch break Hydra and are mended here before it sees them: the
-launcher's ``--local_rank=N`` and ``stage=2``, which Hydra would read as a number and refuse as a
-group's choice.
+below this module. Words that Hydra would refuse are mended here before it sees them: the launcher's
+``--local_rank=N``, ``stage=2``, which it would read as a number where a group's choice must be
+text, and the short ``resume=auto``.
 """
 
 from __future__ import annotations
@@ -40,6 +40,25 @@ class Resume(str, Enum):
     required = "required"  # refuse if it has none
 
 
+class Accept(str, Enum):
+    """What may differ from the checkpoint that a run continues, if it is named."""
+
+    recipe = "recipe"  # the data: the new recipe begins at its own beginning
+    seed = "seed"  # so does the data of another seed
+    model = "model"
+    tokenizer = "tokenizer"
+    stage = "stage"
+
+
+@dataclass
+class ResumeConfig:
+    """``resume=auto`` on the command line is short for ``resume.mode=auto``."""
+
+    mode: Resume = Resume.auto
+    accept: list[Accept] = field(default_factory=list)
+    """Differences that are meant; every other one is refused and shown."""
+
+
 @dataclass
 class RunInfo:
     """Where the run lives and what it is called."""
@@ -65,7 +84,7 @@ class RunConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     init_from: str | None = None
     """A finished run of the stage before (its directory), or one of its checkpoints."""
-    resume: Resume = Resume.auto
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
 
     @property
     def run_dir(self) -> Path:
@@ -81,7 +100,8 @@ def clean_arguments(arguments: Sequence[str]) -> list[str]:
     """Command-line words as Hydra can take them.
 
     Drops the DeepSpeed launcher's ``--local_rank=N`` (and ``--local_rank N``); quotes the digits of
-    ``stage=2`` and of a sweep ``stage=1,2,3``, so that they name files of conf/stage/.
+    ``stage=2`` and of a sweep ``stage=1,2,3``, so that they name files of conf/stage/; writes
+    ``resume=auto`` out.
     """
     cleaned: list[str] = []
     words = iter(arguments)
@@ -92,6 +112,7 @@ def clean_arguments(arguments: Sequence[str]) -> list[str]:
             match = re.fullmatch(r"stage=(\d+(?:,\d+)*)", word)
             if match:
                 word = "stage=" + ",".join(f"'{n}'" for n in match.group(1).split(","))
+            word = re.sub(r"^resume=(?=\w)", "resume.mode=", word)
             cleaned.append(word)
     return cleaned
 
@@ -126,9 +147,12 @@ def from_file(path: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
     if wrong := [word for word in overrides if "=" not in word]:
         raise ConfigError(f"{wrong[0]!r}: expected key=value, such as evaluate.max_samples=100")
     try:
+        stored = cast(DictConfig, OmegaConf.load(path))
+        if isinstance(stored.get("resume"), str):  # as runs of before resume.accept have it
+            stored["resume"] = {"mode": stored["resume"]}
         merged = OmegaConf.merge(
             OmegaConf.structured(RunConfig),
-            OmegaConf.load(path),
+            stored,
             OmegaConf.from_dotlist(list(overrides)),
         )
     except OmegaConfBaseException as error:

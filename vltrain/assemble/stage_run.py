@@ -11,13 +11,14 @@ import datetime
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import xxhash
 
 from vltrain import distributed
 from vltrain.assemble.datapath import DataPath, step_loader
 from vltrain.assemble.frozen import FrozenDigests, frozen_digests, refuse_changed, summarise
-from vltrain.assemble.identity import Identity
+from vltrain.assemble.identity import CONFIG, Identity
 from vltrain.assemble.recording import Recording
 from vltrain.assemble.shapes import model_shape
 from vltrain.batch import Fault, StepPlan
@@ -58,6 +59,7 @@ class Training:
         digests: Mapping[str, Mapping[str, str]],
         params: Mapping[str, ParamRecord],
         resumed: Checkpoint | None,
+        cursor: Mapping[str, Any] | None,
     ) -> None:
         self.config = config
         self.data = data
@@ -71,7 +73,7 @@ class Training:
         self._params = dict(params)
         self._shape = model_shape(config.model)
         self._stop = StopRequest()
-        self.progress = _progress(resumed)
+        self.progress = _progress(resumed, cursor=cursor)
         self._budget = FaultBudget(
             config.data.faults,
             ledger=config.run_dir / "ledger.jsonl",
@@ -190,6 +192,7 @@ class Training:
                 frozen=lambda name: part_of(name) in self.config.stage.trainable
             ),
             tensor_digests=self._digests,
+            texts={CONFIG: to_yaml(self.config)},
         )
         log.info("checkpoint of step %d in %s", progress.step, directory)
 
@@ -271,14 +274,14 @@ def updates_in(checkpoint: Checkpoint) -> int:
     return checkpoint.manifest.step - checkpoint.manifest.counters["sums"]["skipped_steps"]
 
 
-def _progress(resumed: Checkpoint | None) -> Progress:
-    """Where the run goes on."""
+def _progress(resumed: Checkpoint | None, *, cursor: Mapping[str, Any] | None) -> Progress:
+    """Where the run goes on, with the data from ``cursor`` on."""
     if resumed is None:
         return Progress()
     manifest = resumed.manifest
     return Progress(
         step=manifest.step,
-        cursor=manifest.cursor,
+        cursor=dict(cursor) if cursor is not None else None,
         chain=manifest.chain_head,
         counters=Counters.from_json(manifest.counters["sums"]),
     )

@@ -11,12 +11,13 @@ import logging
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vltrain import distributed
 from vltrain.assemble.datapath import DataPath, open_data
-from vltrain.assemble.identity import Identity, model_digest
+from vltrain.assemble.identity import Identity, model_digest, refuse_other
 from vltrain.assemble.recording import Recording, show_masked_examples
 from vltrain.assemble.stage_run import Training, updates_in
 from vltrain.assemble.weights import load_parts, masters_of
@@ -35,7 +36,7 @@ from vltrain.logs import setup_logging
 from vltrain.models.build import BuiltModel, build_model
 from vltrain.models.trainable import part_of, parts_of
 from vltrain.optim.groups import parameter_groups
-from vltrain.runconfig import Resume, RunConfig
+from vltrain.runconfig import Accept, Resume, RunConfig
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,7 @@ def assemble_training(config: RunConfig, *, predecessors: Collection[int]) -> Tr
         tokenizer=data.encoder.tokenizer.digest,
         seed=config.run.seed,
     )
-    if resumed is not None:
-        identity.refuse_other(resumed.manifest, stage=config.stage.number)
+    accepted = refuse_other(config, identity, resumed) if resumed is not None else set()
     origins = _origins(config, data, identity, resumed=resumed, predecessors=predecessors)
     built = build_model(
         config.model,
@@ -91,18 +91,19 @@ def assemble_training(config: RunConfig, *, predecessors: Collection[int]) -> Tr
         digests=digests,
         params=params,
         resumed=resumed,
+        cursor=_cursor(data, resumed, accepted),
     )
 
 
 def _resumed(config: RunConfig, store: CheckpointStore) -> Checkpoint | None:
     """The checkpoint that the run goes on from, as ``resume`` asks."""
     newest = store.newest()
-    if config.resume is Resume.required and newest is None:
+    if config.resume.mode is Resume.required and newest is None:
         raise CheckpointError(
             f"resume=required, and {store.directory} has no checkpoint. Check run.name and "
             "run.root, or use resume=auto to start anew"
         )
-    if config.resume is Resume.never and newest is not None:
+    if config.resume.mode is Resume.never and newest is not None:
         raise CheckpointError(
             f"resume=never, and {config.run_dir} already has a checkpoint of step "
             f"{newest.manifest.step}. Give another run.name, or use resume=auto to continue it"
@@ -110,6 +111,20 @@ def _resumed(config: RunConfig, store: CheckpointStore) -> Checkpoint | None:
     if newest is not None:
         log.info("resuming from %s", newest.directory)
     return newest
+
+
+def _cursor(
+    data: DataPath, resumed: Checkpoint | None, accepted: Collection[Accept]
+) -> dict[str, Any] | None:
+    """Where the data goes on. Data that was accepted as other begins at its own beginning: places
+    in the old order mean nothing in the new one."""
+    if resumed is None or not {Accept.recipe, Accept.seed} & set(accepted):
+        return resumed.manifest.cursor if resumed is not None else None
+    log.warning(
+        "the new data recipe begins at its own beginning, at step %d", resumed.manifest.step
+    )
+    packs = resumed.manifest.counters["sums"]["packs"]
+    return data.plan.cursor_at(step=resumed.manifest.step, packs=packs)
 
 
 def _open_data(config: RunConfig) -> DataPath:

@@ -128,11 +128,13 @@ class CheckpointStore:
         fragments: Iterable[Fragment],
         *,
         tensor_digests: Mapping[str, Mapping[str, str]] | None = None,
+        texts: Mapping[str, str] | None = None,
     ) -> Path:
         """Write a checkpoint (collective) and thin out the older ones; returns its directory.
 
         fragments: this rank's, consumed one by one. tensor_digests: per part, the digest of each
-        tensor of its base weights. Raises CheckpointError on every rank where any could not write.
+        tensor of its base weights. texts: further small files by name. Raises CheckpointError on
+        every rank where any could not write.
         """
         aside = self.directory / f".saving-{self.path(manifest.step).name}"
         if distributed.is_first():
@@ -143,7 +145,11 @@ class CheckpointStore:
         problems = [p for _, _, p in gathered if p is not None]
         if not problems and distributed.is_first():
             problems = self._complete(
-                aside, manifest, gathered, tensor_digests=tensor_digests or {}
+                aside,
+                manifest,
+                gathered,
+                tensor_digests=tensor_digests or {},
+                texts=texts or {},
             )
         problems = distributed.broadcast_object(problems)
         if problems:
@@ -192,11 +198,13 @@ class CheckpointStore:
         gathered: list[tuple[list[FragmentRecord], list[FileRecord], str | None]],
         *,
         tensor_digests: Mapping[str, Mapping[str, str]],
+        texts: Mapping[str, str],
     ) -> list[str]:
         """Rank 0's part: side files, manifest, rename. Returns what went wrong."""
         try:
             parts = dict(manifest.parts)
             files = [f for _, own, _ in gathered for f in own]
+            files += [write_text(aside / name, text) for name, text in texts.items()]
             for part, digests in tensor_digests.items():
                 name = f"digests-{part}.json"
                 files.append(write_text(aside / name, json.dumps(digests)))
