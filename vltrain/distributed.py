@@ -9,6 +9,7 @@ gone, or does not answer in time, every function here raises RankLostError.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import datetime
 import os
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from torch.distributed import distributed_c10d
 from vltrain.errors import RankLostError
 
 _control: Any = None  # the gloo group, once it is open
+_used: contextvars.ContextVar[Any] = contextvars.ContextVar("group", default=None)
 
 
 def rank() -> int:
@@ -50,6 +52,28 @@ def open_control_group(*, timeout_seconds: float) -> None:
         _control = dist.new_group(
             backend="gloo", timeout=datetime.timedelta(seconds=timeout_seconds)
         )
+
+
+def open_group(*, timeout_seconds: float) -> Any:
+    """A further gloo group (collective), for exchanges of another thread; None in one process."""
+    if world_size() == 1:
+        return None
+    return dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_seconds))
+
+
+@contextlib.contextmanager
+def using(group: Any) -> Iterator[None]:
+    """In this thread, let the functions below exchange over ``group``: two threads must not share
+    one, or their exchanges would mix."""
+    token = _used.set(group)
+    try:
+        yield
+    finally:
+        _used.reset(token)
+
+
+def _group() -> Any:
+    return _used.get() or _control
 
 
 def open_board(*, timeout_seconds: float) -> Any:
@@ -85,7 +109,7 @@ def _answered() -> Iterator[None]:
 def barrier() -> None:
     if world_size() > 1:
         with _answered():
-            dist.barrier(group=_control)
+            dist.barrier(group=_group())
 
 
 def sum_counts(counts: list[int]) -> list[int]:
@@ -94,7 +118,7 @@ def sum_counts(counts: list[int]) -> list[int]:
         return list(counts)
     summed = torch.tensor(counts, dtype=torch.int64)
     with _answered():
-        dist.all_reduce(summed, group=_control)
+        dist.all_reduce(summed, group=_group())
     return [int(x) for x in summed]
 
 
@@ -104,7 +128,7 @@ def sum_floats(values: list[float]) -> list[float]:
         return list(values)
     summed = torch.tensor(values, dtype=torch.float64)
     with _answered():
-        dist.all_reduce(summed, group=_control)
+        dist.all_reduce(summed, group=_group())
     return [float(x) for x in summed]
 
 
@@ -114,7 +138,7 @@ def gather_objects(value: Any) -> list[Any]:
         return [value]
     gathered: list[Any] = [None] * world_size()
     with _answered():
-        dist.all_gather_object(gathered, value, group=_control)
+        dist.all_gather_object(gathered, value, group=_group())
     return gathered
 
 
@@ -124,5 +148,5 @@ def broadcast_object(value: Any) -> Any:
         return value
     box = [value if is_first() else None]
     with _answered():
-        dist.broadcast_object_list(box, src=0, group=_control)
+        dist.broadcast_object_list(box, src=0, group=_group())
     return box[0]

@@ -50,6 +50,14 @@ def test_the_last_and_the_chosen_ones_are_kept(tmp_path: Path) -> None:
     ]
 
 
+def test_the_best_are_kept_too(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path, keep_last=1, keep_best=2)
+    for step, loss in ((10, 3.0), (20, 1.0), (30, 2.0), (40, 4.0), (50, 2.5)):
+        checkpoints.save(manifest(step, metrics={"loss": loss}), fragments())
+    checkpoints.save(manifest(60), fragments())
+    assert checkpoints.steps() == [20, 30, 60]
+
+
 def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
 

@@ -20,7 +20,7 @@ from vltrain.batch import (
 )
 from vltrain.data.config import RatioUnit
 from vltrain.engine.engine import StepOutcome
-from vltrain.errors import DataError, NonFiniteError, StoppedError
+from vltrain.errors import CheckpointError, DataError, NonFiniteError, StoppedError
 from vltrain.metrics.rows import StepRow
 from vltrain.train.config import StabilityConfig
 from vltrain.train.loop import Hooks, Progress, Trainer
@@ -108,16 +108,26 @@ class Recorder:
         self.rows: list[StepRow] = []
         self.saved: list[tuple[int, dict | None]] = []
         self.faults: list[tuple[int, int]] = []
+        self.failed_after: int | None = None  # rows, after which a write has failed
         self.events: list[tuple[str, int, str]] = []
         self.updates_saved: list[int] = []  # what each rollback finds; then nothing
         self.doing: list[str] = []
         self.stop: list[str | None] = []  # what is answered to each question; then nothing
+
+    def settle(self) -> None:
+        self.doing.append("settle")
+        if self.failed_after is not None:
+            raise CheckpointError("disk full")
 
     def hooks(self) -> Hooks:
         return Hooks(
             row=self.rows.append,
             faults=lambda plan, faults: self.faults.append((plan.step, len(faults))),
             save=lambda progress: self.saved.append((progress.step, progress.cursor)),
+            save_failed=lambda: (
+                self.failed_after is not None and len(self.rows) >= self.failed_after
+            ),
+            settle=self.settle,
             learning_rates=lambda step: {"adaptor": 0.1 * (step + 1)},
             flops=lambda plan, agreed: 7.0 * agreed.images,
             roll_back=lambda: self.updates_saved.pop(0) if self.updates_saved else None,
@@ -285,7 +295,7 @@ def test_a_signal_saves_what_is_done_and_ends_the_run() -> None:
     assert end.value.exit_code == 75
     assert recorder.saved == [(2, {"after": 1})]
     assert [row.step for row in recorder.rows] == [1, 2]
-    assert recorder.doing[-3:] == ["data 3", "agree 3", "save 2"]
+    assert recorder.doing[-5:] == ["data 3", "agree 3", "save 2", "save 2", "settle"]
 
 
 def test_a_signal_after_a_save_does_not_save_again() -> None:
@@ -296,6 +306,32 @@ def test_a_signal_after_a_save_does_not_save_again() -> None:
     with pytest.raises(StoppedError, match="SIGUSR1 on rank 0"):
         run.run()
     assert recorder.saved == [(2, {"after": 1})]
+
+
+def test_a_write_that_failed_ends_the_run_before_the_next_step() -> None:
+    recorder = Recorder()
+    recorder.failed_after = 3
+    run = trainer(nine_steps(), engine=FakeEngine(), recorder=recorder, steps=9, save_every=2)
+    with pytest.raises(CheckpointError, match="disk full"):
+        run.run()
+    assert [row.step for row in recorder.rows] == [1, 2, 3]
+    assert recorder.doing[-3:] == ["agree 4", "save 3", "settle"]
+
+
+def test_the_run_ends_when_the_last_checkpoint_is_written() -> None:
+    recorder = Recorder()
+    trainer(nine_steps(), engine=FakeEngine(), recorder=recorder, steps=3).run()
+    assert recorder.doing[-2:] == ["save 3", "settle"]
+
+
+def test_the_loss_since_the_last_save_is_kept_for_retention() -> None:
+    recorder = Recorder()
+    kept: list[tuple[float, int]] = []
+    hooks = replace(recorder.hooks(), save=lambda p: kept.append((p.nats, p.targets)))
+    run = trainer(two_steps(), engine=FakeEngine(), recorder=recorder, steps=2, save_every=1)
+    run._hooks = hooks
+    run.run()
+    assert kept == [(pytest.approx(12.0), 5), (pytest.approx(6.0), 2)]
 
 
 def test_the_end_of_the_data_saves_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,6 +7,7 @@ trained and proves by per-tensor digest that what is frozen did not change.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 from collections import Counter
@@ -22,6 +23,7 @@ from vltrain.assemble.identity import CONFIG, Identity
 from vltrain.assemble.recording import Recording
 from vltrain.assemble.shapes import model_shape
 from vltrain.batch import Fault, StepPlan
+from vltrain.checkpoint.background import BackgroundWriter
 from vltrain.checkpoint.manifest import Manifest, ParamRecord, PartRecord, versions
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore
 from vltrain.data.faults import FaultBudget
@@ -66,6 +68,10 @@ class Training:
         self.built = built
         self.engine = engine
         self._store = store
+        self._writer = BackgroundWriter(
+            store,
+            group=distributed.open_group(timeout_seconds=config.checkpoint.write_timeout_seconds),
+        )
         self._recording = recording
         self._identity = identity
         self._records = dict(records)
@@ -90,7 +96,11 @@ class Training:
         """Train to the end of the stage, then prove that what is frozen did not change."""
         self._say_what_trains()
         try:
-            with self._watchdog() as watchdog, self._stop.listening():
+            with (
+                self._watchdog() as watchdog,
+                contextlib.closing(self._writer),
+                self._stop.listening(),
+            ):
                 if self.progress.step < self.config.optim.steps:
                     self.progress = self._trainer(watchdog).run()
                 else:
@@ -139,7 +149,11 @@ class Training:
         hooks = Hooks(
             row=self._recording.row,
             faults=self._count_faults,
-            save=self._save,
+            save=lambda progress: self._save(progress, watchdog=watchdog),
+            save_failed=self._writer.failed,
+            settle=lambda: self._writer.settle(
+                waiting=lambda: watchdog.doing("waiting for the checkpoint", alone=False)
+            ),
             learning_rates=self._learning_rates,
             flops=self._flops,
             roll_back=self._roll_back,
@@ -184,20 +198,26 @@ class Training:
         self._recording.faults(plan.step + 1, faults)
         self._budget.count(read=read, faults=faults)
 
-    def _save(self, progress: Progress) -> None:
+    def _save(self, progress: Progress, *, watchdog: Watchdog) -> None:
+        def waiting() -> None:
+            watchdog.doing(f"waiting for the checkpoint before step {progress.step}", alone=False)
+
         self._recording.sync()
-        directory = self._store.save(
+        self._writer.save(
             self._manifest(progress),
             self.engine.export_fragments(
                 frozen=lambda name: part_of(name) in self.config.stage.trainable
             ),
             tensor_digests=self._digests,
             texts={CONFIG: to_yaml(self.config)},
+            waiting=waiting,
         )
-        log.info("checkpoint of step %d in %s", progress.step, directory)
+        if not self.config.checkpoint.background:
+            self._writer.settle(waiting=waiting)
 
     def _roll_back(self) -> int | None:
         """Weights and optimizer of the newest good checkpoint; the updates in them."""
+        self._writer.settle(waiting=lambda: None)
         checkpoint = self._store.newest()
         if checkpoint is None:
             return None
@@ -239,6 +259,7 @@ class Training:
             },
             parts=self._records,
             params=self._params,
+            metrics={"loss": progress.nats / progress.targets} if progress.targets else {},
             world={"size": distributed.world_size(), "zero_stage": config.engine.zero_stage},
             versions=versions(),
         )

@@ -77,7 +77,8 @@ class Manifest:
 
     step: updates made in this stage. finished: this is the stage's end. stage: number, name,
     policy. run: name, dir, wandb_id. geometry: what decides the tokens of an image. cursor: the
-    plan's position (None: the start). counters: sums so far. world: size, zero_stage. rng:
+    plan's position (None: the start). counters: sums so far. world: size, zero_stage. metrics:
+    loss (training, since the checkpoint before), for retention. rng:
     JSON-able states, if any. fragments and files are filled in by the store. digest: of the
     manifest's own text, to find damage inside it.
     """
@@ -100,6 +101,7 @@ class Manifest:
     parts: dict[str, PartRecord]
     params: dict[str, ParamRecord]
     world: dict[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
     rng: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     fragments: tuple[FragmentRecord, ...] = ()

@@ -233,13 +233,27 @@ class CheckpointStore:
         sync(self.directory)
         shutil.rmtree(doomed, ignore_errors=True)
 
+    def _best(self, steps: list[int]) -> set[int]:
+        if not self._config.keep_best:
+            return set()
+        losses: list[tuple[float, int]] = []
+        for step in steps:
+            try:
+                loss = read_manifest(self.path(step)).metrics.get("loss")
+            except CheckpointError:
+                continue
+            if loss is not None:
+                losses.append((loss, step))
+        return {step for _, step in sorted(losses)[: self._config.keep_best]}
+
     def _thin_out(self, *, newest: int) -> None:
-        """Keep the last ``keep_last`` up to ``newest`` and the multiples of
-        ``keep_every_steps``."""
+        """Keep the last ``keep_last`` up to ``newest``, the multiples of ``keep_every_steps`` and
+        the ``keep_best`` of lowest loss."""
         older = [step for step in self.steps() if step <= newest]
         every = self._config.keep_every_steps
         keep = set(older[-max(1, self._config.keep_last) :])
         keep |= {step for step in older if every and step % every == 0}
+        keep |= self._best(older)
         for step in older:
             if step not in keep:
                 # Rename first: a removal cut short leaves nothing that looks like a checkpoint.

@@ -54,6 +54,9 @@ class Progress:
     cursor: dict[str, Any] | None = None  # of the plan, after ``step``
     chain: str = ""  # head of the digest chain
     counters: Counters = field(default_factory=Counters)
+    # Of the steps since the last save: what retention compares. Not carried over a restart.
+    nats: float = 0.0
+    targets: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,9 @@ class Hooks:
 
     row: Callable[[StepRow], None]
     faults: Callable[[StepPlan, tuple[Fault, ...]], None]  # all ranks: the budget stops them all
-    save: Callable[[Progress], None]  # all ranks (collective)
+    save: Callable[[Progress], None]  # all ranks (collective); may write on afterwards
+    save_failed: Callable[[], bool]  # whether such a write has ended badly on this rank
+    settle: Callable[[], None]  # all ranks: wait for the write; raises what went wrong with it
     learning_rates: Callable[[int], dict[str, float]]  # steps done -> rate per part
     flops: Callable[[StepPlan, AgreedStep], float]  # of the model, forward and backward
     roll_back: Callable[[], int | None]  # all ranks (collective): weights of the last checkpoint;
@@ -129,17 +134,24 @@ class Trainer:
                 self._steps,
             )
             self._save()
+        self._settle()
         return self.progress
+
+    def _settle(self) -> None:
+        self._hooks.doing(Doing.save, self.progress.step)
+        self._hooks.settle()
 
     def _save(self) -> None:
         if self._saved != self.progress.step:
             self._hooks.doing(Doing.save, self.progress.step)
             self._hooks.save(self.progress)
             self._saved = self.progress.step
+            self.progress.nats, self.progress.targets = 0.0, 0
 
     def _stop(self, asked: str) -> None:
         self._event("stopped", asked)
         self._save()
+        self._settle()
         raise StoppedError(
             f"{asked}: stopped after step {self.progress.step} of {self._steps}, which is saved. "
             "The same command goes on from there"
@@ -149,7 +161,15 @@ class Trainer:
         self, plan: StepPlan, micros: Sequence[MicroBatch], *, begin: float, waited: float
     ) -> None:
         self._hooks.doing(Doing.agree, plan.step + 1)
-        agreed = agree(plan, micros, chain_head=self.progress.chain, stop=self._hooks.stop())
+        agreed = agree(
+            plan,
+            micros,
+            chain_head=self.progress.chain,
+            stop=self._hooks.stop(),
+            failed=self._hooks.save_failed(),
+        )
+        if agreed.failed:
+            self._settle()
         if agreed.stop is not None:
             self._stop(agreed.stop)
         self._hooks.doing(Doing.update, plan.step + 1)
@@ -163,6 +183,8 @@ class Trainer:
         if outcome is not None and not outcome.finite:
             self._bear(outcome)
         elif outcome is not None:
+            self.progress.nats += outcome.loss * agreed.num_targets
+            self.progress.targets += agreed.num_targets
             told = self._stability.jump(outcome.loss, modality=_value(plan.modality))
             if told is not None:
                 self._event("loss_spike", told)
