@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from vltrain import distributed
 from vltrain.errors import ConfigError, VltrainError
+from vltrain.redact import redact
 from vltrain.runconfig import RunConfig, clean_arguments, from_hydra, register_schema
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -59,7 +60,7 @@ def with_clean_errors(task: Callable[[], None]) -> None:
         alone = distributed.world_size() > 1 and not error.on_all_ranks
         if alone or os.environ.get("RANK", "0") == "0":
             who = f"rank {distributed.rank()}: " if alone else ""
-            print(f"{who}error: {error}", file=sys.stderr, flush=True)
+            print(redact(f"{who}error: {error}"), file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from error
 
 

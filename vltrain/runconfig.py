@@ -27,6 +27,7 @@ from vltrain.evaluate.config import EvaluateConfig
 from vltrain.metrics.config import MetricsConfig
 from vltrain.models.config import ModelConfig
 from vltrain.optim.config import OptimConfig, ScheduleKind
+from vltrain.redact import redact
 from vltrain.train.config import StabilityConfig, StageConfig
 
 PARTS = ("sam", "siglip", "adaptor", "language")
@@ -172,8 +173,8 @@ def _missing(key: str) -> str:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The resolved config as YAML (what config.yaml of a run holds)."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config), sort_keys=False)
+    """The resolved config as YAML (what config.yaml of a run holds), without secrets."""
+    return redact(OmegaConf.to_yaml(OmegaConf.structured(config), sort_keys=False))
 
 
 def check(config: RunConfig) -> None:

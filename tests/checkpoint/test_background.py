@@ -42,6 +42,7 @@ class Disk:
             values or fragments(),
             tensor_digests={},
             texts={"config.yaml": "a: 1"},
+            rng={"cpu": torch.arange(3, dtype=torch.uint8)},
             waiting=self.wait,
         )
 
@@ -79,6 +80,9 @@ def test_training_goes_on_and_the_snapshot_is_what_was_then(disk: Disk) -> None:
     read = found.reader()("adaptor.weight", FragmentKind.master, 0, 6)
     assert read.tolist() == [0, 1, 2, 3, 4, 5]
     assert (found.directory / "config.yaml").read_text() == "a: 1"
+    states = found.rng(0, world=1)
+    assert states is not None
+    assert states["cpu"].tolist() == [0, 1, 2]
 
 
 def test_a_second_save_waits_for_the_first(disk: Disk) -> None:

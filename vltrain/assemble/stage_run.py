@@ -23,6 +23,7 @@ from vltrain.assemble.identity import CONFIG, Identity
 from vltrain.assemble.recording import Recording
 from vltrain.assemble.shapes import model_shape
 from vltrain.batch import Fault, StepPlan
+from vltrain.checkpoint import rng
 from vltrain.checkpoint.background import BackgroundWriter
 from vltrain.checkpoint.manifest import Manifest, ParamRecord, PartRecord, versions
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore
@@ -210,6 +211,7 @@ class Training:
             ),
             tensor_digests=self._digests,
             texts={CONFIG: to_yaml(self.config)},
+            rng=rng.capture(),
             waiting=waiting,
         )
         if not self.config.checkpoint.background:

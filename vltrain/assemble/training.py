@@ -21,6 +21,7 @@ from vltrain.assemble.identity import Identity, model_digest, refuse_other
 from vltrain.assemble.recording import Recording, show_masked_examples
 from vltrain.assemble.stage_run import Training, updates_in
 from vltrain.assemble.weights import load_parts, masters_of
+from vltrain.checkpoint import rng
 from vltrain.checkpoint.handoff import Expected, HandOff, continue_from, hand_off
 from vltrain.checkpoint.manifest import ParamRecord
 from vltrain.checkpoint.reader import check_fits
@@ -78,6 +79,7 @@ def assemble_training(config: RunConfig, *, predecessors: Collection[int]) -> Tr
     params = _params(config, built)
     engine = _engine(config, built, device)
     _restore(engine, origins, resumed)
+    _restore_rng(config, resumed)
     show_masked_examples(config, data)
     return Training(
         config,
@@ -207,3 +209,12 @@ def _restore(engine: Engine, origins: HandOff, resumed: Checkpoint | None) -> No
         engine.import_state(resumed.reader(), updates=updates_in(resumed))
     elif (masters := masters_of(origins)) is not None:
         engine.import_state(masters, updates=None)
+
+
+def _restore_rng(config: RunConfig, resumed: Checkpoint | None) -> None:
+    """Last, so that nothing that is built draws from it."""
+    rank, world = distributed.rank(), distributed.world_size()
+    rng.seed_generators(config.run.seed, rank=rank)
+    states = resumed.rng(rank, world=world) if resumed is not None else None
+    if states is not None:
+        rng.restore(states)

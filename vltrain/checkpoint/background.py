@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
+
 from vltrain import distributed
 from vltrain.checkpoint.manifest import Manifest
 from vltrain.checkpoint.store import CheckpointStore
@@ -45,6 +47,7 @@ class BackgroundWriter:
         *,
         tensor_digests: Mapping[str, Mapping[str, str]],
         texts: Mapping[str, str],
+        rng: Mapping[str, torch.Tensor],
         waiting: Callable[[], None],
     ) -> None:
         """Take the snapshot and begin to write it, after the write before (``waiting`` is called
@@ -57,7 +60,7 @@ class BackgroundWriter:
         self._thread = threading.Thread(
             target=self._write,
             args=(manifest, snapshot),
-            kwargs={"tensor_digests": tensor_digests, "texts": texts},
+            kwargs={"tensor_digests": tensor_digests, "texts": texts, "rng": rng},
             name="checkpoint",
             daemon=True,
         )

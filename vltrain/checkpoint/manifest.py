@@ -78,8 +78,8 @@ class Manifest:
     step: updates made in this stage. finished: this is the stage's end. stage: number, name,
     policy. run: name, dir, wandb_id. geometry: what decides the tokens of an image. cursor: the
     plan's position (None: the start). counters: sums so far. world: size, zero_stage. metrics:
-    loss (training, since the checkpoint before), for retention. rng:
-    JSON-able states, if any. fragments and files are filled in by the store. digest: of the
+    loss (training, since the checkpoint before), for retention. rng: unused, the states are in a
+    file of each rank's own. fragments and files are filled in by the store. digest: of the
     manifest's own text, to find damage inside it.
     """
 
