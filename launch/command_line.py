@@ -1,8 +1,9 @@
 """What all launch scripts share: words to a checked config, errors to one message and an exit code.
 
-Exit codes: 0 done; 1 Hydra refused the words; 2 an error that is the user's to mend (one message,
-no traceback). Under a launcher the first rank speaks for all until the processes know each other;
-after that a rank that fails says so itself.
+Exit codes: 0 done; 1 Hydra refused the words; 2 an error that is the user's to mend, 3 another
+process failed, 75 stopped by a signal and saved (one message, no traceback). Under a launcher the
+first rank speaks for all until the processes know each other; after that a rank that fails says so
+itself.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from omegaconf import DictConfig
 
 from vltrain import distributed
 from vltrain.errors import ConfigError, VltrainError
+from vltrain.redact import redact
 from vltrain.runconfig import RunConfig, clean_arguments, from_hydra, register_schema
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-USER_ERROR = 2
 LONGEST_NAME = 200
 """Characters; most file systems take 255 bytes."""
 GROUPS = sorted({p.parent.name for p in CONF.glob("*/*.yaml")})
@@ -53,15 +54,15 @@ def run_with_config(task: Callable[[RunConfig], None]) -> None:
 
 
 def with_clean_errors(task: Callable[[], None]) -> None:
-    """Run ``task``; a VltrainError becomes one message and exit code 2."""
+    """Run ``task``; a VltrainError becomes one message and its exit code."""
     try:
         task()
     except VltrainError as error:
         alone = distributed.world_size() > 1 and not error.on_all_ranks
         if alone or os.environ.get("RANK", "0") == "0":
             who = f"rank {distributed.rank()}: " if alone else ""
-            print(f"{who}error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(USER_ERROR) from error
+            print(redact(f"{who}error: {error}"), file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from error
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:

@@ -58,8 +58,10 @@ def fragments() -> Iterator[Fragment]:
     yield Fragment(name="adaptor.fixed", kind=FragmentKind.frozen, offset=0, values=FROZEN)
 
 
-def store(directory: Path, *, keep_last: int = 3, keep_every: int = 0) -> CheckpointStore:
-    config = CheckpointConfig(keep_last=keep_last, keep_every_steps=keep_every)
+def store(
+    directory: Path, *, keep_last: int = 3, keep_every: int = 0, keep_best: int = 0
+) -> CheckpointStore:
+    config = CheckpointConfig(keep_last=keep_last, keep_every_steps=keep_every, keep_best=keep_best)
     return CheckpointStore(directory, config=config)
 
 

@@ -132,6 +132,7 @@ def test_every_optim_and_data_file_is_used_by_some_composition() -> None:
         (["-m", "stage=1,2,3"], ["-m", "stage='1','2','3'"]),
         (["stage=align"], ["stage=align"]),
         (["run.name=stage=2"], ["run.name=stage=2"]),
+        (["resume=auto", "resume.accept=[recipe]"], ["resume.mode=auto", "resume.accept=[recipe]"]),
     ],
 )
 def test_clean_arguments(given: list[str], cleaned: list[str]) -> None:

@@ -2,19 +2,27 @@
 
 Everything that the control of a run needs to agree on (counts, digests, flags, paths) goes over a
 gloo group of its own, on the CPU: it never waits for the accelerator and never synchronises it.
-Gradients and parameters are the engine's business, not this module's.
+Gradients and parameters are the engine's business, not this module's. Where another process is
+gone, or does not answer in time, every function here raises RankLostError.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import datetime
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+from vltrain.errors import RankLostError
 
 _control: Any = None  # the gloo group, once it is open
+_used: contextvars.ContextVar[Any] = contextvars.ContextVar("group", default=None)
 
 
 def rank() -> int:
@@ -46,9 +54,62 @@ def open_control_group(*, timeout_seconds: float) -> None:
         )
 
 
+def open_group(*, timeout_seconds: float) -> Any:
+    """A further gloo group (collective), for exchanges of another thread; None in one process."""
+    if world_size() == 1:
+        return None
+    return dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_seconds))
+
+
+@contextlib.contextmanager
+def using(group: Any) -> Iterator[None]:
+    """In this thread, let the functions below exchange over ``group``: two threads must not share
+    one, or their exchanges would mix."""
+    token = _used.set(group)
+    try:
+        yield
+    finally:
+        _used.reset(token)
+
+
+def _group() -> Any:
+    return _used.get() or _control
+
+
+def open_board(*, timeout_seconds: float) -> Any:
+    """A connection of its own to the store through which the processes met (torch's ``Store``):
+    keys that every process can set and read without the others taking part."""
+    store: Any = distributed_c10d._get_default_store()
+    store = store.clone()
+    store.set_timeout(datetime.timedelta(seconds=timeout_seconds))
+    return distributed_c10d.PrefixStore("vltrain", store)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether torch says with this that another process is gone or silent (gloo says so in a plain
+    RuntimeError)."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )
+
+
+@contextlib.contextmanager
+def _answered() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        raise RankLostError(
+            "another process of this run failed, was killed or stands still; its own log says why. "
+            f"Torch says: {str(error).splitlines()[0]}"
+        ) from error
+
+
 def barrier() -> None:
     if world_size() > 1:
-        dist.barrier(group=_control)
+        with _answered():
+            dist.barrier(group=_group())
 
 
 def sum_floats(values: list[float]) -> list[float]:
@@ -56,7 +117,8 @@ def sum_floats(values: list[float]) -> list[float]:
     if world_size() == 1:
         return list(values)
     summed = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(summed, group=_control)
+    with _answered():
+        dist.all_reduce(summed, group=_group())
     return [float(x) for x in summed]
 
 
@@ -65,7 +127,8 @@ def gather_objects(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, value, group=_control)
+    with _answered():
+        dist.all_gather_object(gathered, value, group=_group())
     return gathered
 
 
@@ -74,5 +137,6 @@ def broadcast_object(value: Any) -> Any:
     if world_size() == 1:
         return value
     box = [value if is_first() else None]
-    dist.broadcast_object_list(box, src=0, group=_control)
+    with _answered():
+        dist.broadcast_object_list(box, src=0, group=_group())
     return box[0]

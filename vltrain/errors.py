@@ -11,9 +11,11 @@ class VltrainError(Exception):
     """Base of every error that is the user's to mend; launchers print it without a traceback.
 
     ``on_all_ranks``: every rank raises it at the same point, so the first speaks for all.
+    ``exit_code``: what a launch script ends with (docs/cluster.md lists them).
     """
 
     on_all_ranks = False
+    exit_code = 2
 
 
 class ConfigError(VltrainError):
@@ -56,6 +58,10 @@ class CheckpointError(VltrainError):
     on_all_ranks = True
 
 
+class RecordingError(VltrainError):
+    """A file of the run directory cannot be written."""
+
+
 class ContractError(VltrainError):
     """A stage was started from something that it may not start from."""
 
@@ -76,3 +82,16 @@ class NonFiniteError(VltrainError):
     """Loss or gradients are not finite."""
 
     on_all_ranks = True
+
+
+class StoppedError(VltrainError):
+    """A signal asked the run to stop. What was done is saved; the same command goes on."""
+
+    on_all_ranks = True
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: not a failure, try again
+
+
+class RankLostError(VltrainError):
+    """Another process of the run failed, was killed or stands still."""
+
+    exit_code = 3

@@ -1,9 +1,9 @@
 """The typed config of a run: schema, conversion from Hydra once, and the rules that cross sections.
 
 In: command-line words and conf/. Out: a ``RunConfig`` of plain dataclasses; no ``DictConfig`` goes
-below this module. Two words of a launch break Hydra and are mended here before it sees them: the
-launcher's ``--local_rank=N`` and ``stage=2``, which Hydra would read as a number and refuse as a
-group's choice.
+below this module. Words that Hydra would refuse are mended here before it sees them: the launcher's
+``--local_rank=N``, ``stage=2``, which it would read as a number where a group's choice must be
+text, and the short ``resume=auto``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from vltrain.evaluate.config import EvaluateConfig
 from vltrain.metrics.config import MetricsConfig
 from vltrain.models.config import ModelConfig
 from vltrain.optim.config import OptimConfig, ScheduleKind
-from vltrain.train.config import StageConfig
+from vltrain.redact import redact
+from vltrain.train.config import StabilityConfig, StageConfig
 
 PARTS = ("sam", "siglip", "adaptor", "language")
 
@@ -40,6 +41,25 @@ class Resume(str, Enum):
     auto = "auto"  # continue from the run's newest complete checkpoint, if it has one
     never = "never"  # refuse if the run directory already has a checkpoint
     required = "required"  # refuse if it has none
+
+
+class Accept(str, Enum):
+    """What may differ from the checkpoint that a run continues, if it is named."""
+
+    recipe = "recipe"  # the data: the new recipe begins at its own beginning
+    seed = "seed"  # so does the data of another seed
+    model = "model"
+    tokenizer = "tokenizer"
+    stage = "stage"
+
+
+@dataclass
+class ResumeConfig:
+    """``resume=auto`` on the command line is short for ``resume.mode=auto``."""
+
+    mode: Resume = Resume.auto
+    accept: list[Accept] = field(default_factory=list)
+    """Differences that are meant; every other one is refused and shown."""
 
 
 @dataclass
@@ -61,12 +81,13 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    stability: StabilityConfig = field(default_factory=StabilityConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     init_from: str | None = None
     """A finished run of the stage before (its directory), or one of its checkpoints."""
-    resume: Resume = Resume.auto
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
 
     @property
     def run_dir(self) -> Path:
@@ -82,7 +103,8 @@ def clean_arguments(arguments: Sequence[str]) -> list[str]:
     """Command-line words as Hydra can take them.
 
     Drops the DeepSpeed launcher's ``--local_rank=N`` (and ``--local_rank N``); quotes the digits of
-    ``stage=2`` and of a sweep ``stage=1,2,3``, so that they name files of conf/stage/.
+    ``stage=2`` and of a sweep ``stage=1,2,3``, so that they name files of conf/stage/; writes
+    ``resume=auto`` out.
     """
     cleaned: list[str] = []
     words = iter(arguments)
@@ -93,6 +115,7 @@ def clean_arguments(arguments: Sequence[str]) -> list[str]:
             match = re.fullmatch(r"stage=(\d+(?:,\d+)*)", word)
             if match:
                 word = "stage=" + ",".join(f"'{n}'" for n in match.group(1).split(","))
+            word = re.sub(r"^resume=(?=\w)", "resume.mode=", word)
             cleaned.append(word)
     return cleaned
 
@@ -127,9 +150,12 @@ def from_file(path: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
     if wrong := [word for word in overrides if "=" not in word]:
         raise ConfigError(f"{wrong[0]!r}: expected key=value, such as evaluate.max_samples=100")
     try:
+        stored = cast(DictConfig, OmegaConf.load(path))
+        if isinstance(stored.get("resume"), str):  # as runs of before resume.accept have it
+            stored["resume"] = {"mode": stored["resume"]}
         merged = OmegaConf.merge(
             OmegaConf.structured(RunConfig),
-            OmegaConf.load(path),
+            stored,
             OmegaConf.from_dotlist(list(overrides)),
         )
     except OmegaConfBaseException as error:
@@ -158,7 +184,7 @@ def _missing(keys: Sequence[str]) -> str:
 
 def to_yaml(config: RunConfig) -> str:
     """The resolved config as YAML (what config.yaml of a run holds). Paths of weights and tokenizer
-    are absolute: a run may be read from another working directory."""
+    are absolute: a run may be read from another working directory. No secrets."""
     weights = {part: _absolute(path) for part, path in given_weights(config.model).items()}
     model = dataclasses.replace(
         config.model,
@@ -166,7 +192,7 @@ def to_yaml(config: RunConfig) -> str:
         tokenizer=_absolute(config.model.tokenizer),
     )
     written = dataclasses.replace(config, model=model, init_from=_absolute(config.init_from))
-    return OmegaConf.to_yaml(OmegaConf.structured(written), sort_keys=False)
+    return redact(OmegaConf.to_yaml(OmegaConf.structured(written), sort_keys=False))
 
 
 def given_weights(model: ModelConfig) -> dict[str, str | None]:
@@ -242,9 +268,14 @@ _NUMBERS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "model.loss_chunk_tokens",
             "model.encode_images_at_once",
             "engine.timeout_seconds",
+            "engine.stall_seconds",
+            "engine.lost_seconds",
             "engine.bucket_elements",
             "checkpoint.every_steps",
             "checkpoint.keep_last",
+            "checkpoint.write_timeout_seconds",
+            "stability.skip_window_steps",
+            "stability.spike_window_steps",
             "metrics.log_every",
             "evaluate.max_samples",
             "evaluate.batch_records",
@@ -266,6 +297,10 @@ _NUMBERS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "data.mixture.ramp.steps",
             "engine.param_persistence_threshold",
             "checkpoint.keep_every_steps",
+            "checkpoint.keep_best",
+            "stability.skip_budget",
+            "stability.rollbacks",
+            "stability.spike_deviations",
         ),
     ),
     ("must be above 0", lambda value: value > 0, ("optim.lr", "optim.eps")),

@@ -14,7 +14,8 @@ from vltrain.errors import CheckpointError
 def edited(directory: Path, **changes: Any) -> Path:
     """A checkpoint whose manifest says something else; None removes a key."""
     path = saved(directory, 10).path(10)
-    values = json.loads((path / "manifest.json").read_text()) | changes
+    values = json.loads((path / "manifest.json").read_text())
+    values |= {"digest": None} | changes  # without its digest, so that the change itself is met
     kept = {key: value for key, value in values.items() if value is not None or key == "cursor"}
     (path / "manifest.json").write_text(json.dumps(kept))
     return path
@@ -26,6 +27,7 @@ def test_the_schema_has_what_was_promised(tmp_path: Path) -> None:
         *("schema", "created", "step", "finished", "stage", "run", "versions", "config_digest"),
         *("model_digest", "tokenizer_digest", "image_token_id", "geometry", "recipe_digest"),
         *("seed", "cursor", "chain_head", "counters", "parts", "params", "files", "world", "rng"),
+        *("digest", "metrics"),
     }
     assert values["schema"] == 1
     assert set(values["parts"]["adaptor"]) == {"trained", "path", "digest", "tensors"}
@@ -45,6 +47,38 @@ def test_the_schema_has_what_was_promised(tmp_path: Path) -> None:
 def test_a_damaged_manifest_is_named(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=words):
         read_manifest(edited(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("name", ["../step-1/w", "/etc/passwd", "a/b", "..", "", 7])
+def test_a_manifest_names_only_files_beside_itself(name: Any, tmp_path: Path) -> None:
+    words = "names the file .*: expected plain names"
+    with pytest.raises(CheckpointError, match=words):
+        read_manifest(edited(tmp_path, files=[{"path": name, "bytes": 1, "xxh3_128": "0"}]))
+    part = {"trained": False, "path": "p", "digest": "d", "tensors": name}
+    with pytest.raises(CheckpointError, match=words):
+        read_manifest(edited(tmp_path, parts={"language": part}))
+
+
+def test_rows_name_only_files_of_the_manifest(tmp_path: Path) -> None:
+    path = edited(tmp_path)
+    rows = json.loads((path / "fragments.json").read_text())
+    rows[0][0] = "../else.safetensors"
+    (path / "fragments.json").write_text(json.dumps(rows))
+    values = json.loads((path / "manifest.json").read_text())
+    for record in values["files"]:
+        record["bytes"] = (path / record["path"]).stat().st_size
+    (path / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=r"does not list: '\.\./else\.safetensors'"):
+        read_manifest(path)
+
+
+def test_one_changed_character_in_a_manifest_is_found(tmp_path: Path) -> None:
+    path = saved(tmp_path, 10).path(10)
+    text = (path / "manifest.json").read_text()
+    assert '"chain_head": "ab"' in text
+    (path / "manifest.json").write_text(text.replace('"chain_head": "ab"', '"chain_head": "aa"'))
+    with pytest.raises(CheckpointError, match="its own digest does not fit its content"):
+        read_manifest(path)
 
 
 def test_damaged_rows_are_named(tmp_path: Path) -> None:

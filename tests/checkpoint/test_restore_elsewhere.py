@@ -32,6 +32,8 @@ def test_training_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
         {"engines": engines, "steps": STEPS, "more": MORE, "root": root},
         processes=2,
     )[0]
+    for name in engines:
+        assert saved[f"{name} again"] == saved[name], "a rollback in the running process"
     pairs = {
         1: [
             ["zero1", {"zero_stage": 0}],

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import resource
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,24 @@ def test_the_last_and_the_chosen_ones_are_kept(tmp_path: Path) -> None:
     ]
 
 
+def test_the_best_are_kept_too(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path, keep_last=1, keep_best=2)
+    for step, loss in ((10, 3.0), (20, 1.0), (30, 2.0), (40, 4.0), (50, 2.5)):
+        checkpoints.save(manifest(step, metrics={"loss": loss}), fragments())
+    checkpoints.save(manifest(60), fragments())
+    assert checkpoints.steps() == [20, 30, 60]
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def change_a_digit(path: Path) -> None:
+    text = path.read_text()
+    assert '"seed": 3' in text
+    path.write_text(text.replace('"seed": 3', '"seed": 4'))
+
+
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
@@ -57,12 +76,19 @@ def test_the_last_and_the_chosen_ones_are_kept(tmp_path: Path) -> None:
         (lambda d: (d / "manifest.json").unlink(), "has no manifest.json"),
         (lambda d: (d / "manifest.json").write_text('{"schema": 1'), "it is not JSON"),
         (lambda d: (d / "fragments.json").write_text("[]"), "fragments.json has 2 bytes"),
+        (lambda d: cut_short(d / "weights-00000-000.safetensors"), "weights.* has .* bytes, its"),
+        (lambda d: cut_short(d / "manifest.json"), "it is not JSON"),
+        (lambda d: change_a_digit(d / "manifest.json"), "its own digest does not fit"),
+        (lambda d: flip_a_byte(d / "fragments.json"), "fragments.json"),
+        (lambda d: flip_a_byte(d / "config.yaml"), "bytes of config.yaml are not as written"),
     ],
 )
 def test_a_damaged_newest_falls_back_with_a_warning(
     harm: object, words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checkpoints = saved(tmp_path, 10, 20)
+    checkpoints = store(tmp_path)
+    for step in (10, 20):
+        checkpoints.save(manifest(step), fragments(), texts={"config.yaml": "a: 1"})
     harm(checkpoints.path(20))  # type: ignore[operator]
     with caplog.at_level(logging.WARNING):
         newest = checkpoints.newest()
@@ -126,6 +152,22 @@ def test_a_save_that_fails_leaves_the_older_ones(
     with pytest.raises(CheckpointError, match=r"step 20 could not be written.*No space left"):
         checkpoints.save(manifest(20), fragments())
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000010"]
+
+
+def test_a_full_disk_leaves_the_older_ones(tmp_path: Path) -> None:
+    """The operating system refuses the bytes in the middle of the tensors."""
+    checkpoints = saved(tmp_path, 10)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"step 20 could not be written to .*rank 0: .*"):
+            checkpoints.save(manifest(20), fragments())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000010"]
+    newest = checkpoints.newest()
+    assert newest is not None
+    assert newest.manifest.step == 10
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ import gc
 import io
 import multiprocessing
 import os
+import signal
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,9 +72,9 @@ class Reader:
         )
 
 
-def dataset(*, faults: bool = False) -> MicroBatchDataset:
+def dataset(*, faults: bool = False, reader: Reader | None = None) -> MicroBatchDataset:
     return MicroBatchDataset(
-        Reader(faults=faults),
+        reader or Reader(faults=faults),
         modalities=[Modality.multimodal],
         image_token_id=IMAGE,
         image_side=8,
@@ -105,8 +108,15 @@ def steps(first: int = 0, last: int = PIECES):
         yield plan, (micro(step, 0, (begin, begin + 1)), micro(step, 1, (begin + 2,)))
 
 
-def loader(plan_steps, *, workers: int, faults: bool = False) -> StepLoader:
-    return StepLoader(plan_steps, dataset=dataset(faults=faults), workers=workers, prefetch_steps=2)
+def loader(
+    plan_steps, *, workers: int, faults: bool = False, reader: Reader | None = None
+) -> StepLoader:
+    return StepLoader(
+        plan_steps,
+        dataset=dataset(faults=faults, reader=reader),
+        workers=workers,
+        prefetch_steps=2,
+    )
 
 
 def facts(batches):
@@ -222,3 +232,51 @@ class ParentDataset(MicroBatchDataset):
 
     def __getitem__(self, plan):
         return dataclasses.replace(self._inner[plan], pack_numbers=(os.getpid(), os.getppid()))
+
+
+class Gated(Reader):
+    """A store that does not give piece 5 before ``gate`` exists."""
+
+    def __init__(self, gate: Path) -> None:
+        super().__init__(faults=False)
+        self.gate = gate
+
+    def read_piece(self, source: int, piece: int) -> Example:
+        while piece == 5 and not self.gate.exists():
+            time.sleep(0.01)
+        return super().read_piece(source, piece)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_waited_for_is_named(workers, tmp_path):
+    """By pack, shard and key, while it does not come; asked from another thread."""
+    stuck = loader(steps(), workers=workers, reader=Gated(tmp_path / "gate"))
+    assert stuck.waiting_for() == ""
+    seen = []
+    thread = threading.Thread(target=lambda: seen.extend(stuck))
+    thread.start()
+    deadline = time.monotonic() + 60
+    while (told := stuck.waiting_for()) != "step 2, micro-batch 1: pack 5: s0:0.tar:k5":
+        assert time.monotonic() < deadline, told
+        time.sleep(0.01)
+    (tmp_path / "gate").touch()
+    thread.join(timeout=60)
+    assert len(seen) == 8
+    assert stuck.waiting_for() == ""
+
+
+def test_a_large_micro_batch_is_named_in_short():
+    told = dataset().describe(micro(4, 0, tuple(range(9, 19))))
+    assert told.startswith("step 4, micro-batch 0: pack 9: s0:0.tar:k9; pack 10: s0:0.tar:k10; ")
+    assert told.endswith("k16; 2 more packs")
+
+
+def test_signals_to_stop_do_not_reach_the_workers():
+    """Launchers send SIGTERM to every process of a job; what is being read is still wanted."""
+    iterator = iter(loader(steps(), workers=1))
+    first = next(iterator)
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.kill(worker.pid, number)
+    assert facts([first, *iterator]) == facts(loader(steps(), workers=0))
+    assert no_workers_left()

@@ -210,7 +210,14 @@ def scenario_save(arguments: dict) -> dict:
         store = CheckpointStore(Path(arguments["root"]) / name, config=CheckpointConfig())
         manifest = manifest_of(step=len(arguments["steps"]), options=options)
         store.save(manifest, engine.export_fragments(frozen=lambda name: True))
-        results[name] = train(engine, arguments["more"], first=len(arguments["steps"]))
+        first = len(arguments["steps"])
+        results[name] = train(engine, arguments["more"], first=first)
+        # Back in the same process, after a step that was not finite: as a rollback does it.
+        train(engine, [["text!"] * len(arguments["more"][0])])
+        checkpoint = store.newest()
+        assert checkpoint is not None
+        engine.import_state(checkpoint.reader(), updates=first)
+        results[f"{name} again"] = train(engine, arguments["more"], first=first)
     return results
 
 

@@ -136,6 +136,46 @@ def launch(
     return Finished(code=process.returncode, out=logs[0].read_text(), err=logs[1].read_text())
 
 
+class Ranks:
+    """Two processes of one run started by hand, as Slurm would: each exit code can be seen and each
+    process be sent signals. A context: nothing outlives it."""
+
+    def __init__(self, *words: str, cwd: Path) -> None:
+        self._logs = [cwd / f"rank-{rank}.err" for rank in (0, 1)]
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "launch/train.py", *words],
+                cwd=cwd,
+                env={**environment(), **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.DEVNULL,
+                stderr=log.open("w"),
+            )
+            for rank, log in enumerate(self._logs)
+        ]
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def wait_for(self, true: Callable[[], bool], *, seconds: float = 150) -> None:
+        end = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < end, self.said(0) + self.said(1)
+            assert all(p.poll() is None for p in self.processes), self.said(0) + self.said(1)
+            time.sleep(0.02)
+
+    def codes(self, *, seconds: float = 60) -> list[int]:
+        return [process.wait(timeout=seconds) for process in self.processes]
+
+    def said(self, rank: int) -> str:
+        return self._logs[rank].read_text()
+
+
 def environment() -> Mapping[str, str]:
     """This process's, less what a launcher or wandb would take from it."""
     kept = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import DEMO, Finished, Stages, prepare_here
+from launching import DEMO, Finished, Stages, prepare_here, rows_of
 
 Refused = Callable[..., str]
 InProcess = Callable[..., Finished]
@@ -163,11 +163,11 @@ def test_sources_that_will_repeat_are_named(in_process: InProcess, workspace: Pa
 
 
 CHANGED = {
-    "data.batch.sequences=8": "data recipe",
-    "data.mixture.language_share=0.5": "data recipe",
-    "data.sources.emoji.weight=9": "data recipe",
-    "run.seed=5": "run.seed: 0 there, 5 here",
-    "model.language.norm_eps=1e-5": "model",
+    "data.batch.sequences=8": "(data.batch.sequences: 4 there, 8 here)",
+    "data.mixture.language_share=0.5": "data.mixture.language_share: ",
+    "data.sources.emoji.weight=9": "data.sources.emoji.weight: ",
+    "run.seed=5": "seed: 0 there, 5 here",
+    "model.language.norm_eps=1e-5": "model.language.norm_eps: ",
 }
 
 
@@ -176,12 +176,39 @@ def test_another_run_in_the_same_directory(refused: Refused, stages: Stages, wor
     said = refused("stage=2", *DEMO, "init_from=runs/demo/stage1", word)
     assert "this run directory has a checkpoint of another run" in said
     assert CHANGED[word] in said
+    what = {"data": "recipe", "model": "model", "run": "seed"}[word.split(".")[0]]
+    assert f"Not in resume.accept: {what}" in said
+    assert f"resume.accept=[{what}" in said or f"resume.accept=[seed,{what}" in said
     assert "Give another run.name" in said
+
+
+def test_only_what_is_named_is_accepted(refused: Refused, stages: Stages) -> None:
+    said = refused("stage=2", *DEMO, "run.seed=5", "resume.accept=[model]")
+    assert "Not in resume.accept: seed" in said
+
+
+def test_an_accepted_recipe_goes_on(in_process: InProcess, stages: Stages, workspace: Path) -> None:
+    """The same weights, step and chain, with the new data from its beginning."""
+    run = workspace / "runs/demo/other_data"
+    shutil.copytree(stages.runs[1], run)
+    words = ("stage=1", *DEMO, "run.name=other_data", "optim.steps=8", "data.batch.sequences=2")
+    ended = in_process(*words, "resume.accept=[recipe]")
+    assert ended.code == 0, ended.err
+    assert "accepted: recipe: " in ended.err
+    assert "data.batch.sequences: 4 there, 2 here" in ended.err
+    assert "the new data recipe begins at its own beginning, at step 6" in ended.err
+    rows, before = rows_of(run), rows_of(stages.runs[1])
+    assert rows[:6] == before
+    assert [(row["step"], row["packs"]) for row in rows[6:]] == [(7, 2), (8, 2)]
+    # Now the checkpoint is of the new recipe: nothing more to accept.
+    ended = in_process(*words[:-2], "optim.steps=9", "data.batch.sequences=2")
+    assert ended.code == 0, ended.err
+    assert [row["step"] for row in rows_of(run)] == list(range(1, 10))
 
 
 def test_another_stage_in_the_same_directory(refused: Refused, stages: Stages) -> None:
     said = refused("stage=3", *DEMO, "run.name=stage2")
-    assert "stage.number: 2 there, 3 here" in said
+    assert "stage: 2 there, 3 here" in said
 
 
 def test_resume_never(refused: Refused, stages: Stages) -> None:

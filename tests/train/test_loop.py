@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import pytest
@@ -20,9 +20,11 @@ from vltrain.batch import (
 )
 from vltrain.data.config import RatioUnit
 from vltrain.engine.engine import StepOutcome
-from vltrain.errors import DataError, NonFiniteError
+from vltrain.errors import CheckpointError, DataError, NonFiniteError, StoppedError
 from vltrain.metrics.rows import StepRow
+from vltrain.train.config import StabilityConfig
 from vltrain.train.loop import Hooks, Progress, Trainer
+from vltrain.train.stability import Stability
 
 ORIGIN = Origin(source="text", shard="a.tar", key="k")
 
@@ -32,10 +34,11 @@ class FakeEngine:
 
     device = torch.device("cpu")
 
-    def __init__(self, *, not_finite_at: int = -1) -> None:
+    def __init__(self, *, not_finite_at: Collection[int] = (), loss_at: dict | None = None) -> None:
         self.calls: list[tuple] = []
         self._losses: list[float] = []
-        self._left = not_finite_at
+        self._not_finite_at, self._loss_at = not_finite_at, loss_at or {}
+        self._applied = -1
 
     def begin_micro(self, *, last: bool) -> None:
         self.calls.append(("begin", last))
@@ -50,8 +53,9 @@ class FakeEngine:
     def apply(self, rates: dict[str, float]) -> StepOutcome:
         loss, self._losses = sum(self._losses), []
         self.calls.append(("apply", rates["adaptor"]))
-        self._left -= 1
-        finite = self._left != -1
+        self._applied += 1
+        finite = self._applied not in self._not_finite_at
+        loss = self._loss_at.get(self._applied, loss)
         return StepOutcome(loss=loss if finite else float("nan"), grad_norm=1.0, finite=finite)
 
 
@@ -102,15 +106,33 @@ class Recorder:
         self.rows: list[StepRow] = []
         self.saved: list[tuple[int, dict | None]] = []
         self.faults: list[tuple[int, int]] = []
+        self.failed_after: int | None = None  # rows, after which a write has failed
+        self.events: list[tuple[str, int, str]] = []
+        self.updates_saved: list[int] = []  # what each rollback finds; then nothing
+        self.doing: list[str] = []
+        self.stop: list[str | None] = []  # what is answered to each question; then nothing
+
+    def settle(self) -> None:
+        self.doing.append("settle")
+        if self.failed_after is not None:
+            raise CheckpointError("disk full")
 
     def hooks(self) -> Hooks:
         return Hooks(
             row=self.rows.append,
             faults=lambda plan, faults: self.faults.append((plan.step, len(faults))),
             save=lambda progress: self.saved.append((progress.step, progress.cursor)),
+            save_failed=lambda: (
+                self.failed_after is not None and len(self.rows) >= self.failed_after
+            ),
+            settle=self.settle,
             learning_rates=lambda step: {"adaptor": 0.1 * (step + 1)},
             flops=lambda plan, agreed: 7.0 * agreed.images,
             imbalance=lambda plan: 1.0 + plan.step,
+            roll_back=lambda: self.updates_saved.pop(0) if self.updates_saved else None,
+            event=lambda word, step, detail: self.events.append((word, step, detail)),
+            stop=lambda: self.stop.pop(0) if self.stop else None,
+            doing=lambda what, step: self.doing.append(f"{what.name} {step}"),
         )
 
 
@@ -122,6 +144,7 @@ def trainer(
     steps: int,
     save_every: int = 100,
     progress: Progress | None = None,
+    stability: Stability | None = None,
 ) -> Trainer:
     return Trainer(
         stage="align",
@@ -132,6 +155,7 @@ def trainer(
         loader=loader,
         hooks=recorder.hooks(),
         progress=progress or Progress(),
+        stability=stability or Stability(StabilityConfig()),
         steps=steps,
         save_every=save_every,
     )
@@ -178,14 +202,78 @@ def test_a_step_without_labels_is_skipped_and_counted() -> None:
     assert [call for call in engine.calls if call[0] == "apply"] == [("apply", pytest.approx(0.2))]
 
 
-def test_a_step_that_is_not_finite_ends_the_run() -> None:
-    engine, recorder = FakeEngine(not_finite_at=1), Recorder()
-    loader = [*two_steps(), (plan(2, [3]), [micro(3, [1])])]
-    run = trainer(loader, engine=engine, recorder=recorder, steps=3, save_every=2)
-    with pytest.raises(NonFiniteError, match=r"step 1: loss nan.*nothing was updated"):
+def nine_steps() -> list:
+    return [(plan(n, [n]), [micro(n, [1])]) for n in range(9)]
+
+
+def test_a_step_that_is_not_finite_is_skipped_within_the_budget() -> None:
+    engine, recorder = FakeEngine(not_finite_at=[1, 4]), Recorder()
+    stability = Stability(StabilityConfig(skip_budget=2))
+    run = trainer(nine_steps(), engine=engine, recorder=recorder, steps=6, stability=stability)
+    progress = run.run()
+    assert [row.step for row in recorder.rows if row.skipped] == [2, 5]
+    assert progress.step == 6
+    assert progress.counters.skipped_steps == 2
+    assert [(word, step) for word, step, _ in recorder.events] == [
+        ("not_finite", 2),
+        ("not_finite", 5),
+    ]
+    assert "loss nan" in recorder.events[0][2]
+    assert "nothing was updated" in recorder.events[0][2]
+
+
+def test_too_many_go_back_to_the_last_checkpoint_and_on_with_the_next_data() -> None:
+    engine, recorder = FakeEngine(not_finite_at=[3, 4]), Recorder()
+    recorder.updates_saved = [2]
+    stability = Stability(StabilityConfig(skip_budget=1))
+    run = trainer(nine_steps(), engine=engine, recorder=recorder, steps=7, stability=stability)
+    progress = run.run()
+    assert [row.step for row in recorder.rows] == [1, 2, 3, 4, 5, 6, 7], "no data twice"
+    assert progress.cursor == {"after": 6}
+    # 7 steps; 2 updates were in the checkpoint and 2 came after: 3 are lost or were skipped.
+    assert progress.counters.skipped_steps == 3
+    word, step, detail = recorder.events[-1]
+    assert (word, step) == ("rollback", 5)
+    assert "the weights after 2 updates go on with the data after step 5" in detail
+
+
+def test_without_rollbacks_or_checkpoint_too_many_end_the_run() -> None:
+    for config, updates, words in (
+        (StabilityConfig(skip_budget=0, rollbacks=0), [1], "went back to a checkpoint 0 times"),
+        (StabilityConfig(skip_budget=0), [], "there is no checkpoint yet to go back to"),
+    ):
+        engine, recorder = FakeEngine(not_finite_at=[1]), Recorder()
+        recorder.updates_saved = updates
+        run = trainer(
+            nine_steps(),
+            engine=engine,
+            recorder=recorder,
+            steps=3,
+            save_every=2,
+            stability=Stability(config),
+        )
+        with pytest.raises(NonFiniteError, match=rf"step 2: loss nan.*skip_budget.*{words}"):
+            run.run()
+        assert [row.skipped for row in recorder.rows] == [False, True]
+        assert recorder.saved == []
+
+
+def test_the_run_ends_after_its_rollbacks() -> None:
+    engine, recorder = FakeEngine(not_finite_at=[1, 3]), Recorder()
+    recorder.updates_saved = [0, 0]
+    stability = Stability(StabilityConfig(skip_budget=0, rollbacks=1))
+    run = trainer(nine_steps(), engine=engine, recorder=recorder, steps=7, stability=stability)
+    with pytest.raises(NonFiniteError, match=r"step 4: .*went back to a checkpoint 1 times"):
         run.run()
-    assert [row.skipped for row in recorder.rows] == [False, True]
-    assert recorder.saved == []
+
+
+def test_a_jump_of_the_loss_is_warned_of_and_recorded(caplog: pytest.LogCaptureFixture) -> None:
+    engine, recorder = FakeEngine(loss_at={25: 9.0}), Recorder()
+    loader = [(plan(n, [n]), [micro(n, [1])]) for n in range(30)]
+    with caplog.at_level("WARNING", logger="vltrain.train.loop"):
+        trainer(loader, engine=engine, recorder=recorder, steps=30).run()
+    assert [(word, step) for word, step, _ in recorder.events] == [("loss_spike", 26)]
+    assert "loss 9 after a median of 1 in the last 25 language steps" in caplog.text
 
 
 def test_saves_on_the_way_and_at_the_end() -> None:
@@ -201,6 +289,55 @@ def test_a_whole_run_does_not_say_that_the_data_ended(caplog: pytest.LogCaptureF
     with caplog.at_level("WARNING", logger="vltrain.train.loop"):
         trainer(two_steps(), engine=FakeEngine(), recorder=Recorder(), steps=2).run()
     assert caplog.text == ""
+
+
+def test_a_signal_saves_what_is_done_and_ends_the_run() -> None:
+    recorder = Recorder()
+    recorder.stop = [None, None, "SIGTERM"]
+    loader = [(plan(n, [n]), [micro(n, [1])]) for n in range(9)]
+    run = trainer(loader, engine=FakeEngine(), recorder=recorder, steps=9)
+    with pytest.raises(StoppedError, match=r"SIGTERM on rank 0: stopped after step 2 of 9") as end:
+        run.run()
+    assert end.value.exit_code == 75
+    assert recorder.saved == [(2, {"after": 1})]
+    assert [row.step for row in recorder.rows] == [1, 2]
+    assert recorder.doing[-5:] == ["data 3", "agree 3", "save 2", "save 2", "settle"]
+
+
+def test_a_signal_after_a_save_does_not_save_again() -> None:
+    recorder = Recorder()
+    recorder.stop = [None, None, "SIGUSR1"]
+    loader = [(plan(n, [n]), [micro(n, [1])]) for n in range(9)]
+    run = trainer(loader, engine=FakeEngine(), recorder=recorder, steps=9, save_every=2)
+    with pytest.raises(StoppedError, match="SIGUSR1 on rank 0"):
+        run.run()
+    assert recorder.saved == [(2, {"after": 1})]
+
+
+def test_a_write_that_failed_ends_the_run_before_the_next_step() -> None:
+    recorder = Recorder()
+    recorder.failed_after = 3
+    run = trainer(nine_steps(), engine=FakeEngine(), recorder=recorder, steps=9, save_every=2)
+    with pytest.raises(CheckpointError, match="disk full"):
+        run.run()
+    assert [row.step for row in recorder.rows] == [1, 2, 3]
+    assert recorder.doing[-3:] == ["agree 4", "save 3", "settle"]
+
+
+def test_the_run_ends_when_the_last_checkpoint_is_written() -> None:
+    recorder = Recorder()
+    trainer(nine_steps(), engine=FakeEngine(), recorder=recorder, steps=3).run()
+    assert recorder.doing[-2:] == ["save 3", "settle"]
+
+
+def test_the_loss_since_the_last_save_is_kept_for_retention() -> None:
+    recorder = Recorder()
+    kept: list[tuple[float, int]] = []
+    hooks = replace(recorder.hooks(), save=lambda p: kept.append((p.nats, p.targets)))
+    run = trainer(two_steps(), engine=FakeEngine(), recorder=recorder, steps=2, save_every=1)
+    run._hooks = hooks
+    run.run()
+    assert kept == [(pytest.approx(12.0), 5), (pytest.approx(6.0), 2)]
 
 
 @pytest.mark.parametrize("save_every", [1, 2, 100])

@@ -4,16 +4,26 @@ started from."""
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import xxhash
+import yaml
 
 from vltrain.checkpoint.handoff import Expected
-from vltrain.checkpoint.manifest import Manifest
+from vltrain.checkpoint.store import Checkpoint
 from vltrain.errors import CheckpointError
 from vltrain.models.config import ModelConfig
 from vltrain.processing.encode import Encoder
-from vltrain.runconfig import RunConfig
+from vltrain.runconfig import Accept, RunConfig, to_yaml
+
+log = logging.getLogger(__name__)
+
+CONFIG = "config.yaml"
+"""The resolved config, in the run directory and in each checkpoint."""
+SHOWN = 12
+"""Changed keys that a message shows."""
 
 NOT_THE_MODEL = (
     "name",
@@ -25,6 +35,19 @@ NOT_THE_MODEL = (
     "encode_images_at_once",
 )
 """Fields of the model config that change where or how it is computed, not what it is."""
+
+_CAUSES = {
+    Accept.stage: ("stage.",),
+    Accept.seed: ("run.seed",),
+    Accept.recipe: ("data.", "stage.learn", "stage.system_prompt", "model.tokenizer"),
+    Accept.model: ("model.",),
+    Accept.tokenizer: ("model.tokenizer", "model.image_token", "model.weights.language"),
+}
+"""Where in the config a difference comes from."""
+_NO_CAUSES = (
+    *("data.held_out", "data.loader", "data.faults", "data.decode", "data.batch.micro"),
+    *(f"model.{name}" for name in NOT_THE_MODEL if name not in ("tokenizer", "weights")),
+)
 
 
 def model_digest(config: ModelConfig) -> str:
@@ -52,22 +75,74 @@ class Identity:
     tokenizer: str
     seed: int
 
-    def refuse_other(self, manifest: Manifest, *, stage: int) -> None:
-        """Raise CheckpointError showing each difference."""
-        pairs = (
-            ("stage.number", manifest.stage.get("number"), stage),
-            ("run.seed", manifest.seed, self.seed),
-            ("data recipe", manifest.recipe_digest, self.recipe),
-            ("model", manifest.model_digest, self.model),
-            ("tokenizer", manifest.tokenizer_digest, self.tokenizer),
+
+def refuse_other(config: RunConfig, identity: Identity, checkpoint: Checkpoint) -> set[Accept]:
+    """Raise CheckpointError showing what differs from the checkpoint and is not named in
+    ``resume.accept``; return what differs and is, warning of it."""
+    manifest = checkpoint.manifest
+    pairs = {
+        Accept.stage: (manifest.stage.get("number"), config.stage.number),
+        Accept.seed: (manifest.seed, identity.seed),
+        Accept.recipe: (manifest.recipe_digest, identity.recipe),
+        Accept.model: (manifest.model_digest, identity.model),
+        Accept.tokenizer: (manifest.tokenizer_digest, identity.tokenizer),
+    }
+    different = {what for what, (found, now) in pairs.items() if found != now}
+    told = [
+        f"{what.value}: {pairs[what][0]} there, {pairs[what][1]} here"
+        + _told(_changes(checkpoint, config, what))
+        for what in pairs
+        if what in different
+    ]
+    if refused := different - set(config.resume.accept):
+        names = ",".join(what.value for what in pairs if what in different)
+        raise CheckpointError(
+            "this run directory has a checkpoint of another run. "
+            + "\n".join(told)
+            + f"\nNot in resume.accept: {', '.join(w.value for w in pairs if w in refused)}. Give "
+            "another run.name, or the config that the run began with (config.yaml in the "
+            f"checkpoint), or resume.accept=[{names}] if the change is meant; ranks, "
+            "micro-batch, workers and engine may always change"
         )
-        different = [
-            f"{what}: {found} there, {now} here" for what, found, now in pairs if found != now
-        ]
-        if different:
-            raise CheckpointError(
-                "this run directory has a checkpoint of another run: "
-                f"{'; '.join(different)}. Give another run.name, or the config that the run began "
-                "with (its config.yaml); ranks, micro-batch, workers and engine may change, the "
-                "data, the seed, the model and the stage may not"
-            )
+    for line in told:
+        log.warning("accepted: %s", line)
+    return different
+
+
+def _changes(checkpoint: Checkpoint, config: RunConfig, what: Accept) -> list[str]:
+    """The config's keys that may be behind a difference, with both values."""
+    path = checkpoint.directory / CONFIG
+    if not path.is_file():
+        return []
+    try:
+        there = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError:
+        return []
+    here = _flat(yaml.safe_load(to_yaml(config)))
+    keys = [
+        key
+        for key in sorted(there.keys() | here.keys())
+        if key.startswith(_CAUSES[what]) and not key.startswith(_NO_CAUSES)
+    ]
+    return [
+        f"{key}: {there.get(key, 'nothing')} there, {here.get(key, 'nothing')} here"
+        for key in keys
+        if there.get(key) != here.get(key)
+    ]
+
+
+def _told(changes: list[str]) -> str:
+    if not changes:
+        return ""
+    more = f"; and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
+    return f" ({'; '.join(changes[:SHOWN])}{more})"
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    if not isinstance(values, dict) or not values:
+        return {prefix.rstrip("."): values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.")
+    return flat

@@ -6,9 +6,11 @@ everything after the checkpoint is cut, so that a file never tells of a step twi
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import yaml
 
@@ -17,8 +19,9 @@ from vltrain.assemble.datapath import DataPath
 from vltrain.batch import Example, Fault
 from vltrain.checkpoint.store import Checkpoint
 from vltrain.data.faults import Ledger
-from vltrain.errors import RecordFault
+from vltrain.errors import RecordFault, RecordingError
 from vltrain.metrics.console import ConsoleSink
+from vltrain.metrics.events import EventLog
 from vltrain.metrics.jsonl import JsonlSink
 from vltrain.metrics.rows import StepRow
 from vltrain.metrics.sinks import Sink, Sinks
@@ -38,7 +41,9 @@ class Recording:
 
     def __init__(self, config: RunConfig, *, resumed: Checkpoint | None) -> None:
         self.wandb_id: str | None = None
+        self._run_dir = config.run_dir
         self._ledger = Ledger(config.run_dir / "ledger.jsonl")
+        self._events = EventLog(config.run_dir / "events.jsonl")
         self._rows: JsonlSink | None = None
         self._sinks = Sinks([])
         if not distributed.is_first():
@@ -48,6 +53,7 @@ class Recording:
         self._rows = JsonlSink(config.run_dir / "steps.jsonl")
         self._rows.cut_after(step)
         self._ledger.cut_after(step)
+        self._events.cut_after(step)
         sinks: list[Sink] = [
             self._rows,
             ConsoleSink(sys.stderr, steps=config.optim.steps, every=config.metrics.log_every),
@@ -59,19 +65,38 @@ class Recording:
         self._sinks = Sinks(sinks)
 
     def row(self, row: StepRow) -> None:
-        self._sinks.write(row)
+        with _written(self._run_dir):
+            self._sinks.write(row)
 
     def faults(self, step: int, faults: Sequence[Fault]) -> None:
         if distributed.is_first():
-            self._ledger.append(faults, step=step)
+            with _written(self._run_dir):
+                self._ledger.append(faults, step=step)
+
+    def event(self, word: str, step: int, detail: str) -> None:
+        with _written(self._run_dir):
+            self._events.append(word, step=step, detail=detail)
 
     def sync(self) -> None:
         """Before a checkpoint names these rows."""
         if self._rows is not None:
-            self._rows.sync()
+            with _written(self._run_dir):
+                self._rows.sync()
 
     def close(self) -> None:
         self._sinks.close()
+
+
+@contextlib.contextmanager
+def _written(directory: Path) -> Iterator[None]:
+    """A full disk is the user's to mend, not a traceback."""
+    try:
+        yield
+    except OSError as error:
+        raise RecordingError(
+            f"the run's files in {directory} cannot be written: {error}. Make room or mend the "
+            "permissions; the same command goes on from the last checkpoint"
+        ) from error
 
 
 def _wandb(config: RunConfig, resumed: Checkpoint | None) -> WandbSink:

@@ -7,20 +7,24 @@ trained and proves by per-tensor digest that what is frozen did not change.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import xxhash
 
 from vltrain import distributed
 from vltrain.assemble.datapath import DataPath, step_loader, work_cost
 from vltrain.assemble.frozen import FrozenDigests, frozen_digests, refuse_changed, summarise
-from vltrain.assemble.identity import Identity
+from vltrain.assemble.identity import CONFIG, Identity
 from vltrain.assemble.recording import Recording
 from vltrain.assemble.shapes import model_shape
 from vltrain.batch import Fault, StepPlan
+from vltrain.checkpoint import rng
+from vltrain.checkpoint.background import BackgroundWriter
 from vltrain.checkpoint.manifest import Manifest, ParamRecord, PartRecord, versions
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore
 from vltrain.data.assign import assign_all, imbalance
@@ -34,7 +38,10 @@ from vltrain.optim.schedules import learning_rate
 from vltrain.runconfig import RunConfig, to_yaml
 from vltrain.train.agree import AgreedStep
 from vltrain.train.counters import Counters
-from vltrain.train.loop import Hooks, Progress, Trainer
+from vltrain.train.loop import Doing, Hooks, Progress, Trainer
+from vltrain.train.signals import StopRequest
+from vltrain.train.stability import Stability
+from vltrain.train.watchdog import Limits, Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +63,17 @@ class Training:
         digests: Mapping[str, Mapping[str, str]],
         params: Mapping[str, ParamRecord],
         resumed: Checkpoint | None,
+        cursor: Mapping[str, Any] | None,
     ) -> None:
         self.config = config
         self.data = data
         self.built = built
         self.engine = engine
         self._store = store
+        self._writer = BackgroundWriter(
+            store,
+            group=distributed.open_group(timeout_seconds=config.checkpoint.write_timeout_seconds),
+        )
         self._recording = recording
         self._identity = identity
         self._records = dict(records)
@@ -69,11 +81,16 @@ class Training:
         self._params = dict(params)
         self._shape = model_shape(config.model)
         self._cost = work_cost(config)
-        self.progress = _progress(resumed)
+        self._stop = StopRequest()
+        self.progress = _progress(resumed, cursor=cursor)
         self._budget = FaultBudget(
             config.data.faults,
             ledger=config.run_dir / "ledger.jsonl",
             state=resumed.manifest.counters["faults"] if resumed is not None else None,
+        )
+        self._stability = Stability(
+            config.stability,
+            state=resumed.manifest.counters.get("stability") if resumed is not None else None,
         )
         self._before = frozen_digests(engine, built)
         self._counts = describe([engine.module, built.frozen])
@@ -82,11 +99,18 @@ class Training:
         """Train to the end of the stage, then prove that what is frozen did not change."""
         self._say_what_trains()
         try:
-            if self.progress.step < self.config.optim.steps:
-                self.progress = self._trainer().run()
-            else:
-                log.info("stage already finished at step %d", self.progress.step)
-            after = frozen_digests(self.engine, self.built)
+            with (
+                self._watchdog() as watchdog,
+                contextlib.closing(self._writer),
+                self._stop.listening(),
+            ):
+                if self.progress.step < self.config.optim.steps:
+                    self.progress = self._trainer(watchdog).run()
+                else:
+                    log.info("stage already finished at step %d", self.progress.step)
+                watchdog.doing("checking what is frozen", alone=False)
+                after = frozen_digests(self.engine, self.built)
+                distributed.barrier()  # none leaves while another still reads the store
             refuse_changed(self._before, after)
             self._summarise(after)
             log.info(
@@ -97,7 +121,20 @@ class Training:
             self._recording.close()
         return self.progress
 
-    def _trainer(self) -> Trainer:
+    def _watchdog(self) -> Watchdog:
+        engine = self.config.engine
+        return Watchdog(
+            distributed.open_board(timeout_seconds=engine.timeout_seconds),
+            rank=distributed.rank(),
+            world=distributed.world_size(),
+            limits=Limits(
+                stall_seconds=engine.stall_seconds,
+                end_seconds=engine.timeout_seconds,
+                lost_seconds=engine.lost_seconds,
+            ),
+        )
+
+    def _trainer(self, watchdog: Watchdog) -> Trainer:
         config = self.config
         loader = step_loader(
             config,
@@ -106,13 +143,27 @@ class Training:
             rank=distributed.rank(),
             world=distributed.world_size(),
         )
+
+        def doing(what: Doing, step: int) -> None:
+            alone = what is Doing.data
+            detail = loader.waiting_for if alone else str
+            watchdog.doing(f"{what.value}, step {step}", alone=alone, detail=detail)
+
         hooks = Hooks(
             row=self._recording.row,
             faults=self._count_faults,
-            save=self._save,
+            save=lambda progress: self._save(progress, watchdog=watchdog),
+            save_failed=self._writer.failed,
+            settle=lambda: self._writer.settle(
+                waiting=lambda: watchdog.doing("waiting for the checkpoint", alone=False)
+            ),
             learning_rates=self._learning_rates,
             flops=self._flops,
             imbalance=self._imbalance,
+            roll_back=self._roll_back,
+            event=self._recording.event,
+            stop=self._stop.name,
+            doing=doing,
         )
         return Trainer(
             stage=config.stage.name,
@@ -123,6 +174,7 @@ class Training:
             loader=loader,
             hooks=hooks,
             progress=self.progress,
+            stability=self._stability,
             steps=config.optim.steps,
             save_every=config.checkpoint.every_steps,
         )
@@ -156,16 +208,34 @@ class Training:
         self._recording.faults(plan.step + 1, faults)
         self._budget.count(read=read, faults=faults)
 
-    def _save(self, progress: Progress) -> None:
+    def _save(self, progress: Progress, *, watchdog: Watchdog) -> None:
+        def waiting() -> None:
+            watchdog.doing(f"waiting for the checkpoint before step {progress.step}", alone=False)
+
         self._recording.sync()
-        directory = self._store.save(
+        self._writer.save(
             self._manifest(progress),
             self.engine.export_fragments(
                 frozen=lambda name: part_of(name) in self.config.stage.trainable
             ),
             tensor_digests=self._digests,
+            texts={CONFIG: to_yaml(self.config)},
+            rng=rng.capture(),
+            waiting=waiting,
         )
-        log.info("checkpoint of step %d in %s", progress.step, directory)
+        if not self.config.checkpoint.background:
+            self._writer.settle(waiting=waiting)
+
+    def _roll_back(self) -> int | None:
+        """Weights and optimizer of the newest good checkpoint; the updates in them."""
+        self._writer.settle(waiting=lambda: None)
+        checkpoint = self._store.newest()
+        if checkpoint is None:
+            return None
+        updates = updates_in(checkpoint)
+        self.engine.import_state(checkpoint.reader(), updates=updates)
+        log.warning("weights and optimizer are those of %s again", checkpoint.directory)
+        return updates
 
     def _manifest(self, progress: Progress) -> Manifest:
         config = self.config
@@ -193,9 +263,14 @@ class Training:
             seed=config.run.seed,
             cursor=progress.cursor,
             chain_head=progress.chain,
-            counters={"sums": progress.counters.to_json(), "faults": self._budget.state()},
+            counters={
+                "sums": progress.counters.to_json(),
+                "faults": self._budget.state(),
+                "stability": self._stability.state(),
+            },
             parts=self._records,
             params=self._params,
+            metrics={"loss": progress.nats / progress.targets} if progress.targets else {},
             world={"size": distributed.world_size(), "zero_stage": config.engine.zero_stage},
             versions=versions(),
         )
@@ -226,14 +301,19 @@ class Training:
             write_summary(self.config.run_dir, summary=summary)
 
 
-def _progress(resumed: Checkpoint | None) -> Progress:
-    """Where the run goes on."""
+def updates_in(checkpoint: Checkpoint) -> int:
+    """Updates that a checkpoint's weights have seen: its steps less those that were skipped."""
+    return checkpoint.manifest.step - checkpoint.manifest.counters["sums"]["skipped_steps"]
+
+
+def _progress(resumed: Checkpoint | None, *, cursor: Mapping[str, Any] | None) -> Progress:
+    """Where the run goes on, with the data from ``cursor`` on."""
     if resumed is None:
         return Progress()
     manifest = resumed.manifest
     return Progress(
         step=manifest.step,
-        cursor=manifest.cursor,
+        cursor=dict(cursor) if cursor is not None else None,
         chain=manifest.chain_head,
         counters=Counters.from_json(manifest.counters["sums"]),
     )

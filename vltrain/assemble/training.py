@@ -11,20 +11,22 @@ import logging
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vltrain import distributed
 from vltrain.assemble.datapath import DataPath, open_data
-from vltrain.assemble.identity import Identity, expected_of, model_digest
+from vltrain.assemble.identity import Identity, expected_of, model_digest, refuse_other
 from vltrain.assemble.recording import Recording, show_masked_examples
-from vltrain.assemble.stage_run import Training
+from vltrain.assemble.stage_run import Training, updates_in
 from vltrain.assemble.weights import (
     load_parts,
     masters_of,
     refuse_unasked_random,
     trained_records,
 )
+from vltrain.checkpoint import rng
 from vltrain.checkpoint.handoff import HandOff, continue_from, hand_off
 from vltrain.checkpoint.manifest import ParamRecord
 from vltrain.checkpoint.reader import check_fits
@@ -40,7 +42,7 @@ from vltrain.logs import setup_logging
 from vltrain.models.build import BuiltModel, build_model
 from vltrain.models.trainable import part_of, parts_of
 from vltrain.optim.groups import parameter_groups
-from vltrain.runconfig import Resume, RunConfig, given_weights
+from vltrain.runconfig import Accept, Resume, RunConfig, given_weights
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +67,7 @@ def assemble_training(
         tokenizer=data.encoder.tokenizer.digest,
         seed=config.run.seed,
     )
-    if resumed is not None:
-        identity.refuse_other(resumed.manifest, stage=config.stage.number)
+    accepted = refuse_other(config, identity, resumed) if resumed is not None else set()
     origins = _origins(config, data, resumed=resumed, predecessors=predecessors)
     if resumed is None:
         refuse_unasked_random(config.model, origins, may_be_new=may_be_new)
@@ -91,6 +92,7 @@ def assemble_training(
     params = _params(config, built)
     engine = _engine(config, built, device)
     _restore(config, engine, origins, resumed)
+    _restore_rng(config, resumed)
     show_masked_examples(config, data)
     return Training(
         config,
@@ -104,18 +106,19 @@ def assemble_training(
         digests=digests,
         params=params,
         resumed=resumed,
+        cursor=_cursor(data, resumed, accepted),
     )
 
 
 def _resumed(config: RunConfig, store: CheckpointStore) -> Checkpoint | None:
     """The checkpoint that the run goes on from, as ``resume`` asks."""
     newest = store.newest()
-    if config.resume is Resume.required and newest is None:
+    if config.resume.mode is Resume.required and newest is None:
         raise CheckpointError(
             f"resume=required, and {store.directory} has no checkpoint. Check run.name and "
             "run.root, or use resume=auto to start anew"
         )
-    if config.resume is Resume.never and newest is not None:
+    if config.resume.mode is Resume.never and newest is not None:
         raise CheckpointError(
             f"resume=never, and {config.run_dir} already has a checkpoint of step "
             f"{newest.manifest.step}. Give another run.name, or use resume=auto to continue it"
@@ -123,6 +126,20 @@ def _resumed(config: RunConfig, store: CheckpointStore) -> Checkpoint | None:
     if newest is not None:
         log.info("resuming from %s", newest.directory)
     return newest
+
+
+def _cursor(
+    data: DataPath, resumed: Checkpoint | None, accepted: Collection[Accept]
+) -> dict[str, Any] | None:
+    """Where the data goes on. Data that was accepted as other begins at its own beginning: places
+    in the old order mean nothing in the new one."""
+    if resumed is None or not {Accept.recipe, Accept.seed} & set(accepted):
+        return resumed.manifest.cursor if resumed is not None else None
+    log.warning(
+        "the new data recipe begins at its own beginning, at step %d", resumed.manifest.step
+    )
+    packs = resumed.manifest.counters["sums"]["packs"]
+    return data.plan.cursor_at(step=resumed.manifest.step, packs=packs)
 
 
 def _open_data(config: RunConfig) -> DataPath:
@@ -193,10 +210,18 @@ def _restore(
     """Masters, moments and count of a resumed run; masters alone of what another run starts
     with."""
     if resumed is not None:
-        skipped = resumed.manifest.counters["sums"]["skipped_steps"]
-        engine.import_state(resumed.reader(), updates=resumed.manifest.step - skipped)
+        engine.import_state(resumed.reader(), updates=updates_in(resumed))
         return
     dtype = getattr(torch, parameter_dtype(config.engine))
     masters = masters_of(origins, config=config.model, dtype=dtype)
     if masters is not None:
         engine.import_state(masters, updates=None)
+
+
+def _restore_rng(config: RunConfig, resumed: Checkpoint | None) -> None:
+    """Last, so that nothing that is built draws from it."""
+    rank, world = distributed.rank(), distributed.world_size()
+    rng.seed_generators(config.run.seed, rank=rank)
+    states = resumed.rng(rank, world=world) if resumed is not None else None
+    if states is not None:
+        rng.restore(states)

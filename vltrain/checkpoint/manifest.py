@@ -77,8 +77,10 @@ class Manifest:
 
     step: updates made in this stage. finished: this is the stage's end. stage: number, name,
     policy. run: name, dir, wandb_id. geometry: what decides the tokens of an image. cursor: the
-    plan's position (None: the start). counters: sums so far. world: size, zero_stage. rng:
-    JSON-able states, if any. fragments and files are filled in by the store.
+    plan's position (None: the start). counters: sums so far. world: size, zero_stage. metrics:
+    loss (training, since the checkpoint before), for retention. rng: unused, the states are in a
+    file of each rank's own. fragments and files are filled in by the store. digest: of the
+    manifest's own text, to find damage inside it.
     """
 
     created: str
@@ -99,11 +101,13 @@ class Manifest:
     parts: dict[str, PartRecord]
     params: dict[str, ParamRecord]
     world: dict[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
     rng: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     fragments: tuple[FragmentRecord, ...] = ()
     files: tuple[FileRecord, ...] = ()
     schema: int = SCHEMA
+    digest: str = ""
 
 
 def versions() -> dict[str, str]:
@@ -123,10 +127,17 @@ def digest_file(path: Path) -> str:
 
 
 def to_json(manifest: Manifest) -> str:
-    """The manifest without its fragment rows."""
+    """The manifest without its fragment rows, with its own digest."""
     values = dataclasses.asdict(manifest)
-    del values["fragments"]
-    return json.dumps(values, indent=1)
+    del values["fragments"], values["digest"]
+    # Through JSON once, so that the digest is of what a reader sees.
+    values = json.loads(json.dumps(values))
+    return json.dumps({**values, "digest": _own_digest(values)}, indent=1)
+
+
+def _own_digest(values: Mapping[str, Any]) -> str:
+    """xxh3-128 hex over the values as JSON with sorted keys."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True).encode())
 
 
 def fragments_to_json(manifest: Manifest) -> str:
@@ -156,7 +167,14 @@ def read_manifest(directory: Path) -> Manifest:
                 f"{directory} is damaged: {record.path} has {size} bytes, its manifest says "
                 f"{record.bytes}."
             )
-    return dataclasses.replace(manifest, fragments=_parse_fragments(directory))
+    fragments = _parse_fragments(directory)
+    unlisted = {row.file for row in fragments} - {record.path for record in manifest.files}
+    if unlisted:
+        raise CheckpointError(
+            f"{directory / FRAGMENTS} names files that {MANIFEST} does not list: "
+            f"{', '.join(sorted(map(repr, unlisted)))}."
+        )
+    return dataclasses.replace(manifest, fragments=fragments)
 
 
 def damaged_files(
@@ -180,6 +198,9 @@ def _parse(path: Path) -> Manifest:
         raise CheckpointError(
             f"{path} has schema {found!r}; this version of vltrain reads schema {SCHEMA}."
         )
+    stored = values.pop("digest", None)  # manifests of before it was written have none
+    if stored is not None and stored != _own_digest(values):
+        raise CheckpointError(f"{path} is damaged: its own digest does not fit its content.")
     values["parts"] = _records(values, "parts", PartRecord, path=path)
     values["params"] = _records(values, "params", ParamRecord, path=path)
     values["params"] = {
@@ -188,9 +209,23 @@ def _parse(path: Path) -> Manifest:
     }
     try:
         values["files"] = tuple(FileRecord(**row) for row in values.get("files", ()))
-        return Manifest(**values)
+        manifest = Manifest(**values)
     except TypeError as error:
         raise CheckpointError(f"{path} is damaged: {error}.") from error
+    named = [f.path for f in manifest.files]
+    named += [p.tensors for p in manifest.parts.values() if p.tensors is not None]
+    _refuse_outside(named, path=path)
+    return manifest
+
+
+def _refuse_outside(names: list[str], *, path: Path) -> None:
+    """A manifest names files beside itself and nothing else: no folder, no way up."""
+    for name in names:
+        if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name or "/" in name:
+            raise CheckpointError(
+                f"{path} names the file {name!r}: expected plain names of files beside it. Do not "
+                "use a checkpoint of unknown origin."
+            )
 
 
 def _records(values: Mapping[str, Any], key: str, kind: Any, *, path: Path) -> dict[str, Any]:

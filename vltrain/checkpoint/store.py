@@ -19,7 +19,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from vltrain import distributed
 from vltrain.checkpoint.config import CheckpointConfig
@@ -54,6 +56,19 @@ class Checkpoint:
 
     def reader(self) -> FragmentReader:
         return FragmentReader(self.directory, self.manifest)
+
+    def rng(self, rank: int, *, world: int) -> dict[str, torch.Tensor] | None:
+        """Random states of a rank; None where another number of ranks wrote, or none were kept."""
+        name = _rng_name(rank)
+        if self.manifest.world.get("size") != world or name not in {
+            record.path for record in self.manifest.files
+        }:
+            return None
+        return load_file(self.directory / name)
+
+
+def _rng_name(rank: int) -> str:
+    return f"rng-{rank:05d}.safetensors"
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
@@ -128,22 +143,29 @@ class CheckpointStore:
         fragments: Iterable[Fragment],
         *,
         tensor_digests: Mapping[str, Mapping[str, str]] | None = None,
+        texts: Mapping[str, str] | None = None,
+        rng: Mapping[str, torch.Tensor] | None = None,
     ) -> Path:
         """Write a checkpoint (collective) and thin out the older ones; returns its directory.
 
         fragments: this rank's, consumed one by one. tensor_digests: per part, the digest of each
-        tensor of its base weights. Raises CheckpointError on every rank where any could not write.
+        tensor of its base weights. texts: further small files by name. rng: this rank's random
+        states. Raises CheckpointError on every rank where any could not write.
         """
         aside = self.directory / f".saving-{self.path(manifest.step).name}"
         if distributed.is_first():
             self._make_aside(aside)
         distributed.barrier()
-        rows, files, problem = self._write_own(aside, fragments)
+        rows, files, problem = self._write_own(aside, fragments, rng=rng or {})
         gathered = distributed.gather_objects((rows, files, problem))
         problems = [p for _, _, p in gathered if p is not None]
         if not problems and distributed.is_first():
             problems = self._complete(
-                aside, manifest, gathered, tensor_digests=tensor_digests or {}
+                aside,
+                manifest,
+                gathered,
+                tensor_digests=tensor_digests or {},
+                texts=texts or {},
             )
         problems = distributed.broadcast_object(problems)
         if problems:
@@ -169,7 +191,7 @@ class CheckpointStore:
             log.warning("%s cannot be made: %s", aside, error)
 
     def _write_own(
-        self, aside: Path, fragments: Iterable[Fragment]
+        self, aside: Path, fragments: Iterable[Fragment], *, rng: Mapping[str, torch.Tensor]
     ) -> tuple[list[FragmentRecord], list[FileRecord], str | None]:
         if not aside.is_dir():
             problem = (
@@ -181,6 +203,8 @@ class CheckpointStore:
             writer = FragmentWriter(aside)
             for fragment in fragments:
                 writer.add(fragment)
+            if rng:
+                writer.add_file(_rng_name(distributed.rank()), dict(rng))
             return writer.rows, writer.finish(), None
         except (OSError, SafetensorError) as error:
             return [], [], f"rank {distributed.rank()}: {error}"
@@ -192,11 +216,13 @@ class CheckpointStore:
         gathered: list[tuple[list[FragmentRecord], list[FileRecord], str | None]],
         *,
         tensor_digests: Mapping[str, Mapping[str, str]],
+        texts: Mapping[str, str],
     ) -> list[str]:
         """Rank 0's part: side files, manifest, rename. Returns what went wrong."""
         try:
             parts = dict(manifest.parts)
             files = [f for _, own, _ in gathered for f in own]
+            files += [write_text(aside / name, text) for name, text in texts.items()]
             for part, digests in tensor_digests.items():
                 name = f"digests-{part}.json"
                 files.append(write_text(aside / name, json.dumps(digests)))
@@ -225,13 +251,27 @@ class CheckpointStore:
         sync(self.directory)
         shutil.rmtree(doomed, ignore_errors=True)
 
+    def _best(self, steps: list[int]) -> set[int]:
+        if not self._config.keep_best:
+            return set()
+        losses: list[tuple[float, int]] = []
+        for step in steps:
+            try:
+                loss = read_manifest(self.path(step)).metrics.get("loss")
+            except CheckpointError:
+                continue
+            if loss is not None:
+                losses.append((loss, step))
+        return {step for _, step in sorted(losses)[: self._config.keep_best]}
+
     def _thin_out(self, *, newest: int) -> None:
-        """Keep the last ``keep_last`` up to ``newest`` and the multiples of
-        ``keep_every_steps``."""
+        """Keep the last ``keep_last`` up to ``newest``, the multiples of ``keep_every_steps`` and
+        the ``keep_best`` of lowest loss."""
         older = [step for step in self.steps() if step <= newest]
         every = self._config.keep_every_steps
         keep = set(older[-max(1, self._config.keep_last) :])
         keep |= {step for step in older if every and step % every == 0}
+        keep |= self._best(older)
         for step in older:
             if step not in keep:
                 # Rename first: a removal cut short leaves nothing that looks like a checkpoint.

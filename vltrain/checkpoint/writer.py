@@ -56,6 +56,11 @@ class FragmentWriter:
                 self._flush(side)
         return self._files
 
+    def add_file(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
+        """A file of its own, without rows."""
+        save_file(tensors, str(self._directory / name))
+        self._files.append(_record(self._directory / name))
+
     def _name(self, side: str) -> str:
         return f"{side}-{distributed.rank():05d}-{self._written[side]:03d}.safetensors"
 

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +38,9 @@ from vltrain.data.collate import ReadPiece, collate
 from vltrain.data.config import DecodeMode
 from vltrain.errors import DataError, RecordFault, VltrainError
 from vltrain.processing.images import decode_square
+
+SHOWN_PACKS = 8
+"""Named of a micro-batch that does not come."""
 
 
 class PieceReader(Protocol):
@@ -85,6 +91,17 @@ class MicroBatchDataset(Dataset):
         rows = [[self._read(ref) for ref in pack.pieces] for pack in plan.packs]
         return collate(plan, rows, image_token_id=self._image_token_id, image_side=self._image_side)
 
+    def describe(self, plan: MicroBatchPlan) -> str:
+        """Where a micro-batch comes from: step, and by pack the shard and key of its pieces."""
+        packs = [
+            f"pack {pack.number}: "
+            + ", ".join(str(self._reader.origin(ref.source, ref.piece)) for ref in pack.pieces)
+            for pack in plan.packs
+        ]
+        more = f"; {len(packs) - SHOWN_PACKS} more packs" if len(packs) > SHOWN_PACKS else ""
+        shown = "; ".join(packs[:SHOWN_PACKS])
+        return f"step {plan.step}, micro-batch {plan.micro}: {shown}{more}"
+
     def _read(self, ref: PieceRef) -> ReadPiece:
         origin = self._reader.origin(ref.source, ref.piece)
         modality = self._modalities[ref.source]
@@ -115,7 +132,8 @@ class StepLoader:
 
     plan_steps is consumed lazily, at most ``prefetch_steps`` steps ahead of what is handed out
     (rounded up to what keeps every worker busy). workers=0 reads in this process, nothing ahead.
-    Leaving the loop early stops the workers.
+    Leaving the loop early stops the workers. Signals that ask the run to stop do not reach them:
+    what they read is still wanted.
     """
 
     def __init__(
@@ -130,40 +148,52 @@ class StepLoader:
         self._dataset = dataset
         self._workers = workers
         self._prefetch_steps = prefetch_steps
+        self._awaited: MicroBatchPlan | None = None
+
+    def waiting_for(self) -> str:
+        """What the micro-batch that is waited for holds, for a person who must find out why it does
+        not come; may be called from any thread."""
+        awaited = self._awaited
+        return "" if awaited is None else self._dataset.describe(awaited)
 
     def __iter__(self) -> Iterator[tuple[StepPlan, list[MicroBatch]]]:
         steps = iter(self._plan_steps)
         first = next(steps, None)
         if first is None:
             return
-        pending: deque[tuple[StepPlan, int]] = deque()
+        pending: deque[tuple[StepPlan, tuple[MicroBatchPlan, ...]]] = deque()
 
         def plans() -> Iterator[MicroBatchPlan]:
             for step, micros in itertools.chain([first], steps):
                 assert micros, f"step {step.step} has no micro-batch on this rank"
-                pending.append((step, len(micros)))
+                pending.append((step, micros))
+                if len(pending) == 1:
+                    self._awaited = micros[0]
                 yield from micros
 
         loader = self._loader(plans(), micros_per_step=len(first[1]))
         batches = iter(loader)
         try:
-            while (batch := next(batches, None)) is not None:
-                step, count = pending.popleft()
+            while True:
+                self._awaited = pending[0][1][0] if pending else None
+                if (batch := next(batches, None)) is None:
+                    return
+                step, awaited = pending.popleft()
                 micros = [_unwrapped(batch)]
-                micros += [_unwrapped(next(batches)) for _ in range(count - 1)]
+                for self._awaited in awaited[1:]:
+                    micros.append(_unwrapped(next(batches)))
+                self._awaited = None
                 yield step, micros
         finally:
-            # Left to the garbage collector, workers would outlive an error for as long as anybody
-            # holds its traceback. The name is torch's own; without it, collection still ends them.
-            stop = getattr(batches, "_shutdown_workers", None)
-            if stop is not None:
-                stop()
+            self._awaited = None
+            _stop_workers(batches)
 
     def _loader(self, plans: Iterator[MicroBatchPlan], *, micros_per_step: int) -> DataLoader:
         ahead: dict[str, Any] = {}
         if self._workers:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["__main__", __name__])
+            _start_fork_server()
             batches_ahead = max(1, self._prefetch_steps) * micros_per_step
             ahead = {
                 "multiprocessing_context": context,
@@ -178,6 +208,30 @@ class StepLoader:
             generator=torch.Generator(),  # its seed draw must not move the global generator
             **ahead,
         )
+
+
+def _start_fork_server() -> None:
+    """With the signals that launchers send to every process of a job kept back: the fork server and
+    its workers inherit that, and end when this process does. The resource tracker goes first: its
+    start would let SIGTERM through again."""
+    multiprocessing.resource_tracker.ensure_running()
+    signals = {signal.SIGTERM, signal.SIGUSR1}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _stop_workers(batches: Any) -> None:
+    """Left to the garbage collector, workers would outlive an error for as long as anybody holds
+    its traceback. The names are torch's own; without them, collection still ends the workers."""
+    stop = getattr(batches, "_shutdown_workers", None)
+    if stop is not None:
+        stop()
+    for worker in getattr(batches, "_workers", ()):
+        if worker.is_alive():  # stuck in a read, and deaf to SIGTERM
+            worker.kill()
 
 
 class _Located(Dataset):

@@ -65,6 +65,11 @@ class Plan:
         """The cursor of step 0."""
         return _Walk(self).cursor()
 
+    def cursor_at(self, *, step: int, packs: int) -> dict[str, Any]:
+        """A cursor where another recipe's data ended: this one begins, and steps and packs are
+        counted on (a ramp goes on at that step)."""
+        return self.initial_cursor() | {"step": step, "packs": packs}
+
     def steps(self, cursor: dict[str, Any] | None = None) -> Iterator[StepPlan]:
         """Steps from ``cursor`` on (None: from step 0), without end or until a finite source is
         spent.

@@ -27,7 +27,12 @@ class EngineConfig:
     offload_optimizer: Offload = Offload.none
     offload_params: Offload = Offload.none
     timeout_seconds: int = 600
-    """Longest a collective may wait for another rank."""
+    """Longest that anything may stand still, waiting for another rank included; the run ends then,
+    with the reason."""
+    stall_seconds: int = 300
+    """After which a rank that stands still shows its stack traces and what it waits for."""
+    lost_seconds: int = 120
+    """Without a sign of life, after which a rank counts as dead."""
     bucket_elements: int = 50_000_000
     param_persistence_threshold: int = 100_000
     """ZeRO-3: parameters smaller than this are kept whole on every rank."""

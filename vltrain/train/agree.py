@@ -19,7 +19,8 @@ from vltrain.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class AgreedStep:
-    """Sums over all ranks. tokens and targets are by modality; digest and chain are hex."""
+    """Sums over all ranks. tokens and targets are by modality; digest and chain are hex. stop: who
+    was asked to stop and how, None where nobody was. failed: a checkpoint could not be written."""
 
     targets: dict[str, int]
     tokens: dict[str, int]
@@ -28,14 +29,24 @@ class AgreedStep:
     faults: tuple[Fault, ...]
     digest: str
     chain: str
+    stop: str | None
+    failed: bool
 
     @property
     def num_targets(self) -> int:
         return sum(self.targets.values())
 
 
-def agree(plan: StepPlan, micros: Sequence[MicroBatch], *, chain_head: str) -> AgreedStep:
-    """Gather this step's counts and pack digests from every rank (collective).
+def agree(
+    plan: StepPlan,
+    micros: Sequence[MicroBatch],
+    *,
+    chain_head: str,
+    stop: str | None,
+    failed: bool,
+) -> AgreedStep:
+    """Gather this step's counts and pack digests from every rank (collective). ``stop``: the signal
+    that asked this process to stop, if one did; ``failed``: its checkpoint could not be written.
 
     Raises DataError where the ranks together do not hold exactly the packs of the plan: that would
     be a fault of the assignment, and training on would lose or double samples without a sign.
@@ -45,6 +56,8 @@ def agree(plan: StepPlan, micros: Sequence[MicroBatch], *, chain_head: str) -> A
         "tokens": _sum_modalities(m.num_tokens for m in micros),
         "images": sum(m.num_images for m in micros),
         "faults": tuple(f for m in micros for f in m.faults),
+        "stop": stop,
+        "failed": failed,
         "digests": [
             pair for m in micros for pair in zip(m.pack_numbers, m.pack_digests, strict=True)
         ],
@@ -68,6 +81,8 @@ def agree(plan: StepPlan, micros: Sequence[MicroBatch], *, chain_head: str) -> A
         faults=faults,
         digest=digest,
         chain=chain(chain_head, plan.step, digest),
+        stop=next((f"{p['stop']} on rank {r}" for r, p in enumerate(ranks) if p["stop"]), None),
+        failed=any(p["failed"] for p in ranks),
     )
 
 

@@ -1,4 +1,5 @@
-"""Config of a stage. Values live in conf/stage/N.yaml; the rules that guard them in stages/."""
+"""Config of a stage and of how it bears trouble. A stage's values live in conf/stage/N.yaml; the
+rules that guard them in stages/."""
 
 from __future__ import annotations
 
@@ -24,3 +25,19 @@ class StageConfig:
     """What is learned of a record where its source does not say otherwise."""
     system_prompt: str | None = None
     """System text put before conversations that bring none."""
+
+
+@dataclass
+class StabilityConfig:
+    """What is done about a loss that is not finite or that jumps. Rows of skipped steps say so."""
+
+    skip_budget: int = 3
+    """Steps that are not finite and are skipped, within skip_window_steps; one more goes back."""
+    skip_window_steps: int = 100
+    rollbacks: int = 2
+    """How often, in the whole stage, the weights of the last checkpoint go on with the data that
+    follows; then the run stops. 0: it stops at once."""
+    spike_deviations: float = 10.0
+    """A finite loss this many (robust) standard deviations above the median of the last steps of
+    its modality is warned of and recorded; 0 is silent."""
+    spike_window_steps: int = 100

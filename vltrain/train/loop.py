@@ -3,7 +3,8 @@
 In: an engine, frozen towers, a loader of planned steps, and where results go. Out: rows, faults,
 checkpoints. Per step: count the label tokens of all ranks, then divide by them (never a mean of
 means); every rank runs the same number of micro-batches through the same modules; the engine agrees
-on whether the step was finite. A step that is not finite ends the run before anything is updated.
+on whether the step was finite. A step that is not finite updates nothing; ``Stability`` says
+whether the next one is tried, the last checkpoint's weights go on, or the run ends.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Protocol
 
 import torch
@@ -20,10 +22,11 @@ from vltrain import distributed
 from vltrain.batch import Fault, MicroBatch, Modality, StepPlan
 from vltrain.data.config import RatioUnit
 from vltrain.engine.engine import Engine, StepOutcome
-from vltrain.errors import NonFiniteError
+from vltrain.errors import NonFiniteError, StoppedError
 from vltrain.metrics.rows import StepRow
 from vltrain.train.agree import AgreedStep, agree
 from vltrain.train.counters import Counters
+from vltrain.train.stability import Stability, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,15 @@ class Features(Protocol):
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]: ...
 
 
+class Doing(str, Enum):
+    """What the loop is at, for whoever watches it."""
+
+    data = "waiting for data"
+    agree = "agreeing with the other ranks"
+    update = "training"
+    save = "saving"
+
+
 @dataclass
 class Progress:
     """Where the run is; all of it goes into every checkpoint and comes back from it."""
@@ -42,19 +54,29 @@ class Progress:
     cursor: dict[str, Any] | None = None  # of the plan, after ``step``
     chain: str = ""  # head of the digest chain
     counters: Counters = field(default_factory=Counters)
+    # Of the steps since the last save: what retention compares. Not carried over a restart.
+    nats: float = 0.0
+    targets: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What the loop calls out to; ``row``, ``flops`` and ``imbalance`` on the first rank
+    """What the loop calls out to; ``row``, ``event``, ``flops`` and ``imbalance`` on the first rank
     only, the others on every rank."""
 
     row: Callable[[StepRow], None]
     faults: Callable[[StepPlan, tuple[Fault, ...]], None]  # all ranks: the budget stops them all
-    save: Callable[[Progress], None]  # all ranks (collective)
+    save: Callable[[Progress], None]  # all ranks (collective); may write on afterwards
+    save_failed: Callable[[], bool]  # whether such a write has ended badly on this rank
+    settle: Callable[[], None]  # all ranks: wait for the write; raises what went wrong with it
     learning_rates: Callable[[int], dict[str, float]]  # steps done -> rate per part
     flops: Callable[[StepPlan, AgreedStep], float]  # of the model, forward and backward
     imbalance: Callable[[StepPlan], float]  # planned work of the busiest rank over the mean
+    roll_back: Callable[[], int | None]  # all ranks (collective): weights of the last checkpoint;
+    # the updates that are in them, None where there is none
+    event: Callable[[str, int, str], None]  # word, step, detail; on the first rank only
+    stop: Callable[[], str | None]  # the signal that asked this process to stop
+    doing: Callable[[Doing, int], None]  # told at each change, with the step that it is for
 
 
 class Trainer:
@@ -72,6 +94,7 @@ class Trainer:
         loader: Iterable[tuple[StepPlan, Sequence[MicroBatch]]],
         hooks: Hooks,
         progress: Progress,
+        stability: Stability,
         steps: int,
         save_every: int,
     ) -> None:
@@ -84,49 +107,125 @@ class Trainer:
         self._loader = loader
         self._hooks = hooks
         self.progress = progress
+        self._stability = stability
         self._steps = steps
         self._save_every = save_every
+        self._saved = progress.step
 
     def run(self) -> Progress:
-        """Train until ``steps`` are done or the plan ends, saving on the way and at the end."""
-        saved = self.progress.step
+        """Train until ``steps`` are done or the plan ends, saving on the way and at the end.
+
+        Raises StoppedError, on all ranks and after saving, where a signal asked any of them to
+        stop.
+        """
         begin = time.monotonic()
+        self._hooks.doing(Doing.data, self.progress.step + 1)
         for plan, micros in self._loader:
             waited = time.monotonic() - begin
             self._step(plan, micros, begin=begin, waited=waited)
             if self.progress.step % self._save_every == 0 or self.progress.step == self._steps:
-                self._hooks.save(self.progress)
-                saved = self.progress.step
+                self._save()
             if self.progress.step >= self._steps:
                 break
             begin = time.monotonic()
+            self._hooks.doing(Doing.data, self.progress.step + 1)
         else:  # the loader ended, not the stage
             log.warning(
                 "The data ended after step %d of %d (every finite source is used up).",
                 self.progress.step,
                 self._steps,
             )
-        if saved != self.progress.step:
-            self._hooks.save(self.progress)
+        self._save()
+        self._settle()
         return self.progress
+
+    def _settle(self) -> None:
+        self._hooks.doing(Doing.save, self.progress.step)
+        self._hooks.settle()
+
+    def _save(self) -> None:
+        if self._saved != self.progress.step:
+            self._hooks.doing(Doing.save, self.progress.step)
+            self._hooks.save(self.progress)
+            self._saved = self.progress.step
+            self.progress.nats, self.progress.targets = 0.0, 0
+
+    def _stop(self, asked: str) -> None:
+        self._event("stopped", asked)
+        self._save()
+        self._settle()
+        raise StoppedError(
+            f"{asked}: stopped after step {self.progress.step} of {self._steps}, which is saved. "
+            "The same command goes on from there"
+        )
 
     def _step(
         self, plan: StepPlan, micros: Sequence[MicroBatch], *, begin: float, waited: float
     ) -> None:
-        agreed = agree(plan, micros, chain_head=self.progress.chain)
+        self._hooks.doing(Doing.agree, plan.step + 1)
+        agreed = agree(
+            plan,
+            micros,
+            chain_head=self.progress.chain,
+            stop=self._hooks.stop(),
+            failed=self._hooks.save_failed(),
+        )
+        if agreed.failed:
+            self._settle()
+        if agreed.stop is not None:
+            self._stop(agreed.stop)
+        self._hooks.doing(Doing.update, plan.step + 1)
         self._hooks.faults(plan, agreed.faults)
         rates = self._hooks.learning_rates(self.progress.step)
         outcome = self._update(micros, agreed, rates) if agreed.num_targets else None
-        self._advance(plan, agreed, skipped=outcome is None)
+        self._advance(plan, agreed, skipped=outcome is None or not outcome.finite)
         if distributed.is_first():
             row = self._row(plan, agreed, outcome, rates, begin=begin, waited=waited)
             self._hooks.row(row)
         if outcome is not None and not outcome.finite:
+            self._bear(outcome)
+        elif outcome is not None:
+            self.progress.nats += outcome.loss * agreed.num_targets
+            self.progress.targets += agreed.num_targets
+            told = self._stability.jump(outcome.loss, modality=_value(plan.modality))
+            if told is not None:
+                self._event("loss_spike", told)
+
+    def _bear(self, outcome: StepOutcome) -> None:
+        """What follows a step that was not finite; every rank comes to the same."""
+        step = self.progress.step
+        found = f"loss {outcome.loss}, gradient norm {outcome.grad_norm}; nothing was updated"
+        verdict = self._stability.not_finite(step)
+        if verdict is Verdict.skip:
+            self._event("not_finite", found)
+            return
+        updates = None
+        if verdict is Verdict.roll_back:
+            self._hooks.doing(Doing.save, step)
+            updates = self._hooks.roll_back()
+        if updates is None:
+            what = "there is no checkpoint yet to go back to"
+            if verdict is Verdict.stop:
+                what = f"the run went back to a checkpoint {self._stability.rollbacks} times"
             raise NonFiniteError(
-                f"step {plan.step}: loss {outcome.loss}, gradient norm {outcome.grad_norm}; "
-                "nothing was updated and the run stops here. Try a lower optim.lr or a longer "
-                "optim.schedule.warmup_steps; the same command goes on from the last checkpoint"
+                f"step {step}: {found}. Too many steps were not finite "
+                f"(stability.skip_budget) and {what} (stability.rollbacks). Try a lower optim.lr "
+                "or a longer optim.schedule.warmup_steps; the same command goes on from the last "
+                "checkpoint"
             )
+        self._event(
+            "rollback",
+            f"{found}; too many such steps, so the weights after {updates} updates go on with the "
+            f"data after step {step}",
+        )
+        # What was learned since then is gone: those steps count as skipped.
+        self.progress.counters.skipped_steps = step - updates
+        self._stability.rolled_back()
+
+    def _event(self, word: str, detail: str) -> None:
+        if distributed.is_first():
+            log.warning("step %d, %s: %s", self.progress.step, word, detail)
+            self._hooks.event(word, self.progress.step, detail)
 
     def _update(
         self, micros: Sequence[MicroBatch], agreed: AgreedStep, rates: dict[str, float]
@@ -190,7 +289,7 @@ class Trainer:
             loss=outcome.loss if outcome else None,
             lr=rates,
             grad_norm=outcome.grad_norm if outcome else None,
-            modality=plan.modality.value if plan.modality else None,
+            modality=_value(plan.modality),
             tokens=agreed.tokens,
             planned_tokens={m: plan.tokens.get(m, 0) for m in ("language", "multimodal")},
             supervised=agreed.targets,
@@ -207,3 +306,7 @@ class Trainer:
             model_flops=self._hooks.flops(plan, agreed),
             rank_imbalance=self._hooks.imbalance(plan),
         )
+
+
+def _value(modality: Modality | None) -> str | None:
+    return modality.value if modality else None

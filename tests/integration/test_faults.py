@@ -1,0 +1,67 @@
+"""What breaks a run, done to real processes: each ends soon, with a code and a reason, and the same
+command goes on."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from launching import DEMO, Ranks, prepare_here, rows_of
+
+WORDS = ("stage=1", *DEMO, "optim.steps=100000", "checkpoint.every_steps=100000")
+
+
+@pytest.fixture(scope="module")
+def prepared(workspace: Path) -> Path:
+    prepare_here(workspace, *WORDS)
+    return workspace
+
+
+def rows(run: Path) -> int:
+    file = run / "steps.jsonl"
+    return file.read_bytes().count(b"\n") if file.is_file() else 0
+
+
+def checkpoints(run: Path) -> list[str]:
+    return sorted(p.name for p in (run / "checkpoints").glob("*"))
+
+
+def test_signals_save_and_a_killed_rank_ends_the_others(prepared: Path) -> None:
+    run = prepared / "runs/demo/faults"
+    words = (*WORDS, "run.name=faults", "data.loader.workers=1")
+    with Ranks(*words, cwd=prepared) as ranks:
+        ranks.wait_for(lambda: rows(run) >= 2)
+        # One rank alone is told, and told again while it saves.
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+            ranks.processes[1].send_signal(number)
+        assert ranks.codes() == [75, 75]
+        step = rows_of(run)[-1]["step"]
+        assert f"SIGUSR1 on rank 1: stopped after step {step} of 100000, which is saved" in (
+            ranks.said(0)
+        )
+        assert "Traceback" not in ranks.said(0) + ranks.said(1)
+        assert "stopped after" not in ranks.said(1), "said once"
+    assert checkpoints(run) == [f"step-{step:08d}"]
+    with Ranks(*words, cwd=prepared) as ranks:
+        ranks.wait_for(lambda: rows(run) >= step + 2)
+        assert f"resuming from runs/demo/faults/checkpoints/step-{step:08d}" in ranks.said(0)
+        ranks.processes[1].kill()
+        assert ranks.codes() == [3, -9]
+        assert "rank 0: error: rank 1 on " in ranks.said(0)
+        assert "gave no sign of life" in ranks.said(0)
+    assert [row["step"] for row in rows_of(run)][: step + 2] == list(range(1, step + 3))
+
+
+@pytest.mark.slow
+def test_a_rank_that_stands_still_ends_the_others(prepared: Path) -> None:
+    run = prepared / "runs/demo/still"
+    limits = ("engine.stall_seconds=3", "engine.lost_seconds=8", "engine.timeout_seconds=60")
+    with Ranks(*WORDS, "run.name=still", *limits, cwd=prepared) as ranks:
+        ranks.wait_for(lambda: rows(run) >= 2)
+        ranks.processes[1].send_signal(signal.SIGSTOP)
+        assert ranks.processes[0].wait(timeout=60) == 3
+        said = ranks.said(0)
+        assert "no progress for 3 s: " in said or "no progress for 4 s: " in said
+        assert "Current thread" in said
+        assert "the run ends: rank 1 on " in said

@@ -1,0 +1,116 @@
+"""Checkpoints written while training goes on.
+
+In: the same as ``CheckpointStore.save``. Out: the same files, written by a thread from a snapshot:
+the step loop waits for the copy to host memory alone (this rank's share of masters and moments, 12
+bytes a parameter over the ranks). One snapshot at a time: a save that comes before the last one is
+written waits for it. The thread's exchanges go over a group of their own, so they never mix with
+those of the loop. What went wrong is an error on every rank, raised by ``settle``; the loop asks
+``failed`` at each step. Rejected: a process of its own (a second copy of the snapshot).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from vltrain import distributed
+from vltrain.checkpoint.manifest import Manifest
+from vltrain.checkpoint.store import CheckpointStore
+from vltrain.engine.fragments import Fragment
+from vltrain.errors import CheckpointError, VltrainError
+
+log = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 60.0
+"""For a write to end when the run ends with an error."""
+
+
+class BackgroundWriter:
+    """Call every method on every rank, in the same order (``failed`` and ``close`` excepted)."""
+
+    def __init__(self, store: CheckpointStore, *, group: Any) -> None:
+        self._store, self._group = store, group
+        self._thread: threading.Thread | None = None
+        self._error: VltrainError | None = None
+        self._written = False
+
+    def save(
+        self,
+        manifest: Manifest,
+        fragments: Iterable[Fragment],
+        *,
+        tensor_digests: Mapping[str, Mapping[str, str]],
+        texts: Mapping[str, str],
+        rng: Mapping[str, torch.Tensor],
+        waiting: Callable[[], None],
+    ) -> None:
+        """Take the snapshot and begin to write it, after the write before (``waiting`` is called
+        every second until that is done). Raises what that one raised."""
+        self.settle(waiting=waiting)
+        begin = time.monotonic()
+        snapshot = deque(fragments)
+        log.info("snapshot of step %d in %.2f s", manifest.step, time.monotonic() - begin)
+        self._written, self._error = False, None
+        self._thread = threading.Thread(
+            target=self._write,
+            args=(manifest, snapshot),
+            kwargs={"tensor_digests": tensor_digests, "texts": texts, "rng": rng},
+            name="checkpoint",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def failed(self) -> bool:
+        """Whether a write has ended badly on this rank; ``settle`` will say how."""
+        thread = self._thread
+        return thread is not None and not thread.is_alive() and not self._written
+
+    def settle(self, *, waiting: Callable[[], None]) -> None:
+        """Wait until nothing is being written. Raises CheckpointError on all ranks where it could
+        not be."""
+        if self._thread is None:
+            return
+        while self._thread.is_alive():
+            self._thread.join(timeout=1.0)
+            waiting()
+        self._thread = None
+        if self._error is not None:
+            raise self._error
+        if not self._written:
+            raise CheckpointError(
+                "the checkpoint's writer ended with an error of ours (its traceback is in the log)."
+                " Older checkpoints are as they were."
+            )
+
+    def close(self) -> None:
+        """At the end of the run, also with another error: let the last write end, if it can."""
+        if self._thread is None:
+            return
+        self._thread.join(timeout=CLOSE_SECONDS)
+        if self._thread.is_alive() or not self._written:
+            log.error("the last checkpoint is not written: %s", self._error or "still at it")
+
+    def _write(self, manifest: Manifest, snapshot: deque[Fragment], **files: Any) -> None:
+        begin = time.monotonic()
+        try:
+            with distributed.using(self._group):
+                directory = self._store.save(manifest, _consumed(snapshot), **files)
+        except VltrainError as error:
+            self._error = error
+            return
+        self._written = True
+        if distributed.is_first():
+            seconds = time.monotonic() - begin
+            log.info("checkpoint of step %d in %s (%.1f s)", manifest.step, directory, seconds)
+
+
+def _consumed(snapshot: deque[Fragment]) -> Iterator[Fragment]:
+    """Each fragment's memory is free as soon as it is written."""
+    while snapshot:
+        yield snapshot.popleft()

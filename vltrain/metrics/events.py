@@ -1,0 +1,38 @@
+"""``events.jsonl``: what happened to a run beside its steps, one row per event, for people and
+reports.
+
+In: events, on the first rank. Out: the file; each row is handed to the operating system at once. On
+resume the rows after the checkpoint are cut, as those of the steps are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+SCHEMA = 1
+
+
+class EventLog:
+    """Appends to ``path``; no event, no file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, event: str, *, step: int, detail: str) -> None:
+        """``event``: a short stable word for counting (docs/run_directory.md lists them)."""
+        row = {"schema": SCHEMA, "step": step, "time": time.time(), "event": event}
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({**row, "detail": detail}, ensure_ascii=False) + "\n")
+
+    def cut_after(self, step: int) -> None:
+        """Drop the rows of steps after ``step``, and a torn last line."""
+        if not self.path.is_file():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= step]
+        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        aside.write_text("".join(kept), encoding="utf-8")
+        os.replace(aside, self.path)
