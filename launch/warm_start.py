@@ -3,8 +3,8 @@
 A real run starts from published checkpoints of SAM, SigLIP and the language model. None can be had
 offline, so this trains tiny ones for about two minutes and saves them in the same published
 layouts, to be loaded by the ordinary path. The language model reads plain text; the towers learn
-which words the captions of emoji and drawn shapes hold. Neither sees a question, an answer or a
-held-out image.
+which words the captions of emoji, drawn shapes and printed signs hold. Neither sees a question, an
+answer or a held-out image.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from vltrain.train.warm_start import CaptionWords, NextToken, warm_up
 NOTE = (
     "The stages start from a warm start made on this machine (launch/warm_start.py), standing for "
     "published checkpoints of SAM, SigLIP and the language model: tiny ones, trained on plain "
-    "text and on the words of captions of emoji and drawn shapes. It saw no question, no answer "
-    "and no held-out image."
+    "text and on the words of captions of emoji, drawn shapes and printed signs. It saw no "
+    "question, no answer and no held-out image."
 )
 KEPT = {"language": ("language",), "towers": ("sam", "siglip")}
 OBJECTIVES = {"language": NextToken, "towers": CaptionWords}

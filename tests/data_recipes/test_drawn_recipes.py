@@ -8,7 +8,7 @@ import re
 
 from PIL import Image
 
-from data_recipes import easy_vqa, ocr_lines, synthetic_shapes
+from data_recipes import easy_vqa, glyphs, ocr_lines, synthetic_shapes
 from data_recipes.split import Split
 
 
@@ -78,3 +78,19 @@ def test_ocr_pictures_hold_ink_and_are_not_cut() -> None:
         assert lightest - darkest > 80
         edge = {picture.getpixel((x, y)) for x in range(picture.width) for y in (0, 1)}
         assert edge == {lightest}
+
+
+def test_glyphs_are_drawn_the_same_each_time_and_never_twice() -> None:
+    train = [r.members["png"] for r in glyphs.samples(Split.train, limit=200)]
+    assert train == [r.members["png"] for r in glyphs.samples(Split.train, limit=200)]
+    held_out = {r.members["png"] for r in glyphs.samples(Split.held_out)}
+    assert len(set(train)) == 200
+    assert not set(train) & held_out
+
+
+def test_glyphs_captions_name_the_sign() -> None:
+    captions = [str(r.members["txt"]) for r in glyphs.samples(Split.train, limit=300)]
+    digits = sum(caption[-1] in glyphs.DIGITS for caption in captions)
+    assert all(caption[-1] in glyphs.DIGITS + glyphs.LETTERS for caption in captions)
+    assert 0.55 < digits / len(captions) < 0.8
+    assert not any("digit" in c and c[-1] in glyphs.LETTERS for c in captions)
