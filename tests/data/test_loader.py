@@ -6,6 +6,8 @@ import io
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -280,3 +282,21 @@ def test_signals_to_stop_do_not_reach_the_workers():
         os.kill(worker.pid, number)
     assert facts([first, *iterator]) == facts(loader(steps(), workers=0))
     assert no_workers_left()
+
+
+UNCLOSED = """
+import sys
+sys.path[:0] = [{folder!r}]
+import test_loader
+if __name__ == "__main__":
+    kept = iter(test_loader.loader(test_loader.steps(), workers=1))
+    next(kept)
+    sys.exit(75)
+"""
+
+
+def test_an_iterator_that_nobody_closes_does_not_hold_the_process(tmp_path):
+    script = tmp_path / "unclosed.py"
+    script.write_text(UNCLOSED.format(folder=str(Path(__file__).parent)))
+    done = subprocess.run([sys.executable, str(script)], timeout=100, check=False)
+    assert done.returncode == 75

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import DEMO, Finished, Stages, prepare_here, rows_of
+from launching import DEMO, Finished, Stages, launch, prepare_here, python, rows_of
 
 Refused = Callable[..., str]
 InProcess = Callable[..., Finished]
@@ -187,12 +187,12 @@ def test_only_what_is_named_is_accepted(refused: Refused, stages: Stages) -> Non
     assert "Not in resume.accept: seed" in said
 
 
-def test_an_accepted_recipe_goes_on(in_process: InProcess, stages: Stages, workspace: Path) -> None:
+def test_an_accepted_recipe_goes_on(stages: Stages, workspace: Path) -> None:
     """The same weights, step and chain, with the new data from its beginning."""
     run = workspace / "runs/demo/other_data"
     shutil.copytree(stages.runs[1], run)
     words = ("stage=1", *DEMO, "run.name=other_data", "optim.steps=8", "data.batch.sequences=2")
-    ended = in_process(*words, "resume.accept=[recipe]")
+    ended = launch(python(), *words, "resume.accept=[recipe]", cwd=workspace)
     assert ended.code == 0, ended.err
     assert "accepted: recipe: " in ended.err
     assert "data.batch.sequences: 4 there, 2 here" in ended.err
@@ -201,7 +201,7 @@ def test_an_accepted_recipe_goes_on(in_process: InProcess, stages: Stages, works
     assert rows[:6] == before
     assert [(row["step"], row["packs"]) for row in rows[6:]] == [(7, 2), (8, 2)]
     # Now the checkpoint is of the new recipe: nothing more to accept.
-    ended = in_process(*words[:-2], "optim.steps=9", "data.batch.sequences=2")
+    ended = launch(python(), *words, "optim.steps=9", cwd=workspace)
     assert ended.code == 0, ended.err
     assert [row["step"] for row in rows_of(run)] == list(range(1, 10))
 

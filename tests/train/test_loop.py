@@ -304,6 +304,24 @@ def test_a_signal_saves_what_is_done_and_ends_the_run() -> None:
     assert recorder.doing[-5:] == ["data 3", "agree 3", "save 2", "save 2", "settle"]
 
 
+def test_an_error_closes_the_loader_at_once() -> None:
+    """Its workers must not live as long as the traceback."""
+    closed = []
+
+    def loader():
+        try:
+            yield from nine_steps()
+        finally:
+            closed.append(True)
+
+    recorder = Recorder()
+    recorder.stop = [None, "SIGTERM"]
+    with pytest.raises(StoppedError) as error:
+        trainer(loader(), engine=FakeEngine(), recorder=recorder, steps=9).run()
+    assert closed == [True]
+    del error
+
+
 def test_a_signal_after_a_save_does_not_save_again() -> None:
     recorder = Recorder()
     recorder.stop = [None, None, "SIGUSR1"]

@@ -19,6 +19,7 @@ import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
 import torch
@@ -173,6 +174,9 @@ class StepLoader:
 
         loader = self._loader(plans(), micros_per_step=len(first[1]))
         batches = iter(loader)
+        # Where nobody closes this generator: the interpreter's end waits for workers, and they are
+        # deaf to its SIGTERM.
+        stop = Finalize(None, _stop_workers, args=(batches,), exitpriority=10)
         try:
             while True:
                 self._awaited = pending[0][1][0] if pending else None
@@ -186,7 +190,7 @@ class StepLoader:
                 yield step, micros
         finally:
             self._awaited = None
-            _stop_workers(batches)
+            stop()
 
     def _loader(self, plans: Iterator[MicroBatchPlan], *, micros_per_step: int) -> DataLoader:
         ahead: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -118,18 +118,14 @@ class Trainer:
         Raises StoppedError, on all ranks and after saving, where a signal asked any of them to
         stop.
         """
-        begin = time.monotonic()
-        self._hooks.doing(Doing.data, self.progress.step + 1)
-        for plan, micros in self._loader:
-            waited = time.monotonic() - begin
-            self._step(plan, micros, begin=begin, waited=waited)
-            if self.progress.step % self._save_every == 0 or self.progress.step == self._steps:
-                self._save()
-            if self.progress.step >= self._steps:
-                break
-            begin = time.monotonic()
-            self._hooks.doing(Doing.data, self.progress.step + 1)
-        else:  # the loader ended, not the stage
+        steps = iter(self._loader)
+        try:
+            self._train(steps)
+        finally:
+            # An error's traceback would keep it, and its workers, for as long as it lives.
+            if isinstance(steps, Generator):
+                steps.close()
+        if self.progress.step < self._steps:
             log.warning(
                 "The data ended after step %d of %d (every finite source is used up).",
                 self.progress.step,
@@ -138,6 +134,19 @@ class Trainer:
         self._save()
         self._settle()
         return self.progress
+
+    def _train(self, steps: Iterator[tuple[StepPlan, Sequence[MicroBatch]]]) -> None:
+        begin = time.monotonic()
+        self._hooks.doing(Doing.data, self.progress.step + 1)
+        for plan, micros in steps:
+            waited = time.monotonic() - begin
+            self._step(plan, micros, begin=begin, waited=waited)
+            if self.progress.step % self._save_every == 0 or self.progress.step == self._steps:
+                self._save()
+            if self.progress.step >= self._steps:
+                break
+            begin = time.monotonic()
+            self._hooks.doing(Doing.data, self.progress.step + 1)
 
     def _settle(self) -> None:
         self._hooks.doing(Doing.save, self.progress.step)
