@@ -2,9 +2,9 @@
 
 A real run starts from published checkpoints of SAM, SigLIP and the language model. None can be had
 offline, so this trains tiny ones for about two minutes and saves them in the same published
-layouts, to be loaded by the ordinary path. The language model reads plain text; the towers learn
-which words the captions of emoji, drawn shapes and printed signs hold. Neither sees a question, an
-answer or a held-out image.
+layouts, to be loaded by the ordinary path. The language model reads plain text; of emoji, drawn
+shapes and printed signs SigLIP learns which words their captions hold, and SAM to draw them again.
+Neither sees a question, an answer or a held-out image.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vltrain.models.build import build_model
 from vltrain.models.export_part import export_part
 from vltrain.processing.train_tokenizer import train_bpe
 from vltrain.runconfig import RunConfig
-from vltrain.train.warm_start import CaptionWords, NextToken, warm_up
+from vltrain.train.warm_start import NextToken, TowersApart, warm_up
 
 NOTE = (
     "The stages start from a warm start made on this machine (launch/warm_start.py), standing for "
@@ -44,7 +44,7 @@ NOTE = (
     "question, no answer and no held-out image."
 )
 KEPT = {"language": ("language",), "towers": ("sam", "siglip")}
-OBJECTIVES = {"language": NextToken, "towers": CaptionWords}
+OBJECTIVES = {"language": NextToken, "towers": TowersApart}
 # No questions or answers, as everywhere in the warm start; the drawn shapes' captions make colours
 # and forms whole words of the vocabulary, as they are in any published one.
 TOKENIZER_TEXTS = (

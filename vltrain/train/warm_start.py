@@ -1,11 +1,12 @@
 """A short start from scratch for tiny models, where no published weights can be had.
 
 It stands for what SAM, SigLIP and the language model learned before they were published: the
-language model on plain text, the towers by telling which words a picture's caption holds
-(SuperClass, arXiv:2411.03313). Rejected for the towers: captioning through a throw-away language
-model, which in these few steps learns the captions' language and leaves the towers as they were
-drawn. It is a demonstration's first step and no stage of the method: one process, plain AdamW, no
-engine, no checkpoint.
+language model on plain text, SigLIP by telling which words a picture's caption holds (SuperClass,
+arXiv:2411.03313), SAM by drawing the picture again (its published encoder began as a masked
+autoencoder). Rejected: captioning through a throw-away language model, which in these few steps
+learns the captions' language and leaves the towers as they were drawn; words for both towers,
+after which neither keeps the detail that a digit needs. It is a demonstration's first step and no
+stage of the method: one process, plain AdamW, no engine, no checkpoint.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vltrain.batch import IGNORE, MicroBatch
 from vltrain.models.build import BuiltModel
+
+DRAWN_SIDE = 4
+"""Pixels a side to which each place of SAM's grid is drawn again."""
 
 
 def warm_up(
@@ -71,30 +76,30 @@ class NextToken(nn.Module):
         return loss / max(1, sum(batch.num_targets.values()))
 
 
-class CaptionWords(nn.Module):
-    """Which tokens does the picture's caption hold? Asked of each tower's mean feature through a
-    linear layer that is thrown away; rare tokens count more, by inverse document frequency."""
+class TowersApart(nn.Module):
+    """What each tower is for, with linear layers that are thrown away: SigLIP tells which tokens
+    the caption holds, from its mean feature; SAM draws each place again, from that place's
+    feature, so that detail and position stay in it."""
 
     def __init__(self, model: BuiltModel) -> None:
         super().__init__()
         config = model.config
         assert config.sam is not None, "both towers are warmed up"
         self.sam, self.siglip = model.tower("sam"), model.tower("siglip")
-        vocabulary = config.language.vocab_size
-        self.sam_words = nn.Linear(config.sam.out_channels, vocabulary)
-        self.siglip_words = nn.Linear(config.siglip.width, vocabulary)
+        self.drawn = nn.Conv2d(config.sam.out_channels, 3 * DRAWN_SIDE**2, kernel_size=1)
+        self.told = nn.Linear(config.siglip.width, config.language.vocab_size)
         self._encode = model.frozen.encode
         self._captions = 0
-        self._with_token = torch.zeros(vocabulary)
+        self._with_token = torch.zeros(config.language.vocab_size)
 
     def forward(self, batch: MicroBatch) -> Tensor:
         """One micro-batch, one picture per row or more -> scalar, the towers' losses added."""
         pixels = self._encode(batch.images)
-        wanted = self.words(batch)
-        sam = self.sam(pixels["sam_pixels"])["sam_last"].mean((2, 3))
         siglip = self.siglip(pixels["siglip_pixels"])["siglip"].mean(1)
-        logits = (self.sam_words(sam), self.siglip_words(siglip))
-        return sum((_cross_entropy(each, wanted) for each in logits), torch.zeros(()))
+        words = -(self.words(batch) * self.told(siglip).log_softmax(-1)).sum(-1).mean()
+        places = self.sam(pixels["sam_pixels"])["sam_last"]
+        small = F.adaptive_avg_pool2d(pixels["sam_pixels"], DRAWN_SIDE * places.shape[-1])
+        return words + F.mse_loss(self.drawn(places), F.pixel_unshuffle(small, DRAWN_SIDE))
 
     def words(self, batch: MicroBatch) -> Tensor:
         """What each picture is asked for: (n, vocabulary), rows that sum to 1."""
@@ -109,7 +114,3 @@ class CaptionWords(nn.Module):
         self._with_token += held.sum(0)
         held = held * torch.log((1 + self._captions) / (1 + self._with_token)).clamp(min=1e-3)
         return held / held.sum(1, keepdim=True).clamp(min=1e-6)
-
-
-def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
-    return -(wanted * logits.log_softmax(-1)).sum(-1).mean()
