@@ -31,6 +31,7 @@ def compose() -> Callable[..., object]:
     return composed
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For pytest-xdist: a file stays on one worker, and so does all of integration/, whose fixture
     trains three stages once."""

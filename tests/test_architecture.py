@@ -4,6 +4,7 @@ architecture: change the rule here and say why, or mend the import."""
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,9 @@ def test_nothing_that_is_read_can_execute_code(path: Path) -> None:
             assert name not in CAN_EXECUTE, f"{path}:{node.lineno}: {name}"
             allows = [k for k in node.keywords if k.arg == "allow_pickle"]
             assert not allows, f"{path}:{node.lineno}: {name}(allow_pickle=...)"
+
+
+def test_test_modules_have_names_of_their_own() -> None:
+    """pytest imports them by name alone: two of one name cannot both be collected."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(n for n, times in Counter(names).items() if times > 1) == []

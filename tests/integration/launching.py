@@ -112,7 +112,7 @@ def launch(
     cwd: Path,
     script: str = "launch/train.py",
     kill_when: Callable[[], bool] | None = None,
-    seconds: float = 150,
+    seconds: float = 400,
 ) -> Finished:
     """Run ``launcher script words`` to its end, or SIGKILL all its processes at once as soon as
     ``kill_when()`` holds (or ``seconds`` are over)."""
@@ -162,7 +162,7 @@ class Ranks:
             process.kill()
             process.wait()
 
-    def wait_for(self, true: Callable[[], bool], *, seconds: float = 150) -> None:
+    def wait_for(self, true: Callable[[], bool], *, seconds: float = 400) -> None:
         end = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < end, self.said(0) + self.said(1)
