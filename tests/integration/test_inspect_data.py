@@ -97,7 +97,7 @@ def test_diff_of_a_run_and_words(in_process: InProcess, stages: Stages) -> None:
     assert "data recipe: the same" in same.out
     assert "planned batches: the same packs in all of the first 6 steps" in same.out
     later = in_process("diff", run, *WORDS, "data.mixture.ramp.steps=5", script="inspect_data")
-    assert "  mixture.ramp: ['linear', 2, 1.0] there, ['linear', 5, 1.0] here" in later.out
+    assert "  mixture.ramp: ['linear', 2, 0, 1.0] there, ['linear', 5, 0, 1.0] here" in later.out
     assert "planned batches differ from step " in later.out
 
 
@@ -142,7 +142,7 @@ BAD_WORDS = [
     (("diff", "data", *WORDS), "data is no run directory"),
     (("lint", "data", *WORDS), "data is no run directory"),
     (("lint", "stgae=2", *DEMO), "did you mean stage=...?"),
-    (("lint", "stage=2"), "data.sources.interleaved.path is not set"),
+    (("lint", "stage=2"), "data.sources.mmc4.path, "),
 ]
 
 

@@ -120,8 +120,8 @@ def test_each_thing_is_said_once(stages: Stages) -> None:
     """By the first process alone, and the learned tokens of every source are shown."""
     said = stages.finished[3]
     assert said.said("checkpoint of step 6 in") == 1
-    assert said.said("learned in [ ]") == 4
-    assert said.said("Assistant:[ ") >= 4
+    assert said.said("learned in [ ]") == 5
+    assert said.said("Assistant:[ ") >= 5
     assert said.said("User:[") == said.said("[User") == 0
     assert said.said("trains: ") == 1
     assert "Traceback" not in said.out + said.err
