@@ -1,7 +1,8 @@
 """Stage 3, supervised fine-tuning: language model, adaptor and SigLIP learn to answer.
 
 DeepSeek-VL 3.2.3: SAM stays frozen (GPU memory); only answers and special tokens are supervised,
-system and user prompts are masked; nearly half of the mix is text-only conversation.
+system and user prompts are masked; nearly half of the mix is text-only conversation. A tower that
+stands in SigLIP's place (vit) may train as SigLIP does.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def _masks_prompts(config: RunConfig) -> None:
 FINETUNE = StagePolicy(
     number=3,
     name="finetune",
-    may_train={"deepseek_vl": frozenset({"adaptor", "language", "siglip"})},
+    may_train={"deepseek_vl": frozenset({"adaptor", "language", "siglip", "vit"})},
     must_train={"deepseek_vl": frozenset({"adaptor", "language"})},
     predecessors=frozenset({0, 2}),
     may_be_new=frozenset(),

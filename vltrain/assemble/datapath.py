@@ -24,7 +24,6 @@ from vltrain.data.sources import open_source
 from vltrain.errors import ConfigError
 from vltrain.metrics.throughput import Work, count_flops
 from vltrain.processing.encode import Encoder, EncodeRules
-from vltrain.processing.geometry import FixedGeometry
 from vltrain.processing.tokens import TextTokenizer
 from vltrain.runconfig import RunConfig
 
@@ -71,7 +70,7 @@ def build_encoder(config: RunConfig, tokenizer: TextTokenizer) -> Encoder:
     packing = config.data.packing
     return Encoder(
         tokenizer,
-        geometry=FixedGeometry(tokens_per_image=config.model.tokens_per_image),
+        geometry=config.model.geometry,
         rules=EncodeRules(
             learn=config.stage.learn,
             system_prompt=config.stage.system_prompt or "",

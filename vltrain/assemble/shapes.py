@@ -3,8 +3,8 @@ other)."""
 
 from __future__ import annotations
 
-from vltrain.metrics.throughput import LanguageShape, ModelShape, SamShape, SiglipShape
-from vltrain.models.config import ModelConfig
+from vltrain.metrics.throughput import LanguageShape, ModelShape, SamShape, SiglipShape, VitShape
+from vltrain.models.config import ModelConfig, SiglipConfig, VitConfig
 
 
 def model_shape(config: ModelConfig) -> ModelShape:
@@ -23,13 +23,10 @@ def model_shape(config: ModelConfig) -> ModelShape:
             num_global_layers=len(sam.global_layers),
             out_channels=sam.out_channels,
         ),
-        siglip=SiglipShape(
-            image_size=siglip.image_size,
-            patch_size=siglip.patch_size,
-            width=siglip.width,
-            layers=siglip.layers,
-            ffn=siglip.ffn,
-        ),
+        siglip=None if siglip is None else _siglip(siglip),
+        vit=None if config.vit is None else _vit(config.vit),
+        grid=config.visual_grid,
+        adaptor=config.adaptor.kind.value,
         language=LanguageShape(
             width=language.width,
             layers=language.layers,
@@ -39,3 +36,20 @@ def model_shape(config: ModelConfig) -> ModelShape:
             vocab_size=language.vocab_size,
         ),
     )
+
+
+def _siglip(config: SiglipConfig) -> SiglipShape:
+    return SiglipShape(
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        width=config.width,
+        layers=config.layers,
+        ffn=config.ffn,
+    )
+
+
+def _vit(config: VitConfig) -> VitShape:
+    from vltrain.models.vit import probe  # here: it builds the class, which only such a model needs
+
+    facts = probe(config)
+    return VitShape(width=facts.width, forward=facts.flops)

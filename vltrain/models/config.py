@@ -5,8 +5,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
+
+from vltrain.processing.geometry import FixedGeometry, patch_grid
+
+TOWERS: tuple[str, ...] = ("sam", "siglip", "vit")
+"""Parts that see pictures."""
+PARTS: tuple[str, ...] = (*TOWERS, "adaptor", "language")
 
 
 class Attention(str, Enum):
@@ -17,8 +24,22 @@ class Attention(str, Enum):
 
 
 class AdaptorKind(str, Enum):
-    hybrid_split = "hybrid_split"  # 7B: two projections, concat high first, GELU, Linear
-    mlp = "mlp"  # 1.3B: Linear, GELU, Linear on SigLIP alone
+    """How towers become visual tokens (DeepSeek-VL 3.1, Table 10). Tokens are as many with each."""
+
+    mlp = "mlp"  # one tower (1.3B): Linear, GELU, Linear
+    hybrid_split = "hybrid_split"  # 7B: a projection each, concatenated channels, GELU, Linear
+    shared = "shared"  # concatenated channels, one MLP for both
+    separate = "separate"  # an MLP each, concatenated channels
+    pool_width = "pool_width"  # neighbours in a row become one token; one tower after the other
+    pool_height = "pool_height"  # neighbours in a column
+
+
+class Recompute(str, Enum):
+    """What a part's backward pass computes again instead of keeping it."""
+
+    none = "none"
+    selective = "selective"  # all but matrix products, convolutions and attention
+    full = "full"  # whole layers
 
 
 @dataclass
@@ -49,8 +70,36 @@ class SiglipConfig:
 
 
 @dataclass
+class VitConfig:
+    """Any other vision transformer of transformers', such as CLIP or DINOv2. Its part is ``vit``.
+
+    ``path`` fills the rest from a published directory (config.json, preprocessor_config.json) when
+    the config is read, and stands for model.weights.vit where that is not given. Without it,
+    ``settings`` says what config.json would.
+    """
+
+    path: str | None = None
+    model_type: str = ""
+    """transformers' name of the tower: clip_vision_model, dinov2, ..."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the tower's config class; what is left out has that class's default."""
+    image_size: int = 0
+    """Side of the tower's view in pixels; another than the one in settings needs a tower that
+    resizes its position table."""
+    patch_size: int = 0
+    mean: list[float] = field(default_factory=list)
+    std: list[float] = field(default_factory=list)
+    state: int = -1
+    """-1: the tower's last state; -2: the state before its last layer (LLaVA's choice with
+    CLIP)."""
+
+
+@dataclass
 class AdaptorConfig:
     kind: AdaptorKind = AdaptorKind.hybrid_split
+    grid: int | None = None
+    """Side of the grid of visual tokens where SAM is the only tower; otherwise the other tower
+    gives it."""
     train_sam_neck: bool = False
     """True: SAM's own neck trains with the adaptor, as the released code would (facts 1.2)."""
 
@@ -79,9 +128,22 @@ class WeightsConfig:
 
     sam: str | None = None
     siglip: str | None = None
+    vit: str | None = None
     adaptor: str | None = None
     language: str | None = None
     allow_random: bool = False
+
+
+@dataclass
+class RecomputeConfig:
+    """Activation checkpointing by part (non-reentrant). It costs no memory where nothing trains, so
+    a part that does not need a gradient ignores it."""
+
+    sam: Recompute = Recompute.none
+    siglip: Recompute = Recompute.none
+    vit: Recompute = Recompute.none
+    adaptor: Recompute = Recompute.none
+    language: Recompute = Recompute.none
 
 
 @dataclass
@@ -89,8 +151,9 @@ class ModelConfig:
     name: str = MISSING
     family: str = "deepseek_vl"
     sam: SamConfig | None = None
-    """None: SigLIP alone (the published 1.3B)."""
-    siglip: SiglipConfig = field(default_factory=SiglipConfig)
+    """None: no SAM (the published 1.3B has SigLIP alone)."""
+    siglip: SiglipConfig | None = field(default_factory=SiglipConfig)
+    vit: VitConfig | None = None
     adaptor: AdaptorConfig = field(default_factory=AdaptorConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
@@ -101,8 +164,7 @@ class ModelConfig:
     attention: Attention = Attention.sdpa
     loss_chunk_tokens: int = 2048
     """Labelled positions whose logits exist at one time."""
-    activation_checkpointing: bool = False
-    """Recompute the language model's layers in the backward pass (non-reentrant)."""
+    activation_checkpointing: RecomputeConfig = field(default_factory=RecomputeConfig)
     encode_images_at_once: int = 8
     """Images that a frozen tower encodes at one time."""
     pad_color: list[int] = field(default_factory=lambda: [122, 116, 104])
@@ -112,11 +174,36 @@ class ModelConfig:
     siglip_std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
 
     @property
+    def towers(self) -> tuple[str, ...]:
+        """The towers that this model has, in the order in which the adaptor joins their channels:
+        the published "high before low", and SigLIP last."""
+        return tuple(t for t in ("sam", "vit", "siglip") if getattr(self, t) is not None)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that this model has, in ``PARTS`` order."""
+        return tuple(p for p in PARTS if p not in TOWERS or p in self.towers)
+
+    @property
     def image_side(self) -> int:
-        """Side of the padded square that a worker hands over, in pixels."""
-        return self.sam.image_size if self.sam is not None else self.siglip.image_size
+        """Side of the padded square that a worker hands over, in pixels: the largest view."""
+        return max((getattr(self, tower).image_size for tower in self.towers), default=0)
+
+    @property
+    def visual_grid(self) -> int:
+        """Side of the grid of visual tokens: the patches of the tower that is not SAM, to which
+        SAM's are down-sampled (24 at full size)."""
+        patches = self.siglip if self.siglip is not None else self.vit
+        if patches is not None:
+            return patch_grid(patches.image_size, patch_size=patches.patch_size)
+        return self.adaptor.grid or 0
+
+    @property
+    def geometry(self) -> FixedGeometry:
+        """What says how many tokens an image costs."""
+        return FixedGeometry.of_grid(self.visual_grid)
 
     @property
     def tokens_per_image(self) -> int:
-        """Visual tokens of one image: SigLIP's patches (576 at full size)."""
-        return (self.siglip.image_size // self.siglip.patch_size) ** 2
+        """Visual tokens of one image (576 at full size)."""
+        return self.geometry.tokens_per_image

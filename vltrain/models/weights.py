@@ -16,7 +16,6 @@ import xxhash
 from torch import Tensor
 
 from vltrain.errors import WeightsError
-from vltrain.models.adaptor import HybridAdaptor
 from vltrain.models.build import BuiltModel, start_neck_from_sam
 from vltrain.models.config import ModelConfig
 from vltrain.models.layouts import PublishedDirectory
@@ -37,7 +36,7 @@ def load_weights(built: BuiltModel, *, directories: Mapping[str, str | Path]) ->
             adaptor = built.part_state("adaptor")
             expected |= {n: t for n, t in adaptor.items() if n.startswith("adaptor.sam_neck.")}
         _load(built.config, part=part, directory=Path(directory), expected=expected)
-    if fresh_adaptor and isinstance(built.module.adaptor, HybridAdaptor):
+    if fresh_adaptor:
         start_neck_from_sam(built.module.adaptor, built.tower("sam"))
 
 
