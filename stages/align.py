@@ -9,7 +9,7 @@ SAM unless model.adaptor.train_sam_neck asks for what the released code would tr
 from __future__ import annotations
 
 from stages.policy import StagePolicy, needs_language_sources
-from vltrain.batch import Learn, RecordKind
+from vltrain.batch import Learn, RecordKind, Template
 
 ALIGN = StagePolicy(
     number=1,
@@ -20,5 +20,6 @@ ALIGN = StagePolicy(
     may_be_new=frozenset({"adaptor"}),
     records=frozenset({RecordKind.caption}),
     learns=frozenset({Learn.all}),
+    templates=frozenset(Template),
     checks=(needs_language_sources,),
 )

@@ -8,7 +8,7 @@ stands in SigLIP's place (vit) may train as SigLIP does.
 from __future__ import annotations
 
 from stages.policy import StagePolicy, needs_language_sources
-from vltrain.batch import Learn, RecordKind
+from vltrain.batch import Learn, RecordKind, Template
 from vltrain.errors import ConfigError
 from vltrain.runconfig import RunConfig
 
@@ -31,5 +31,6 @@ FINETUNE = StagePolicy(
     may_be_new=frozenset(),
     records=frozenset({RecordKind.conversation}),
     learns=frozenset({Learn.answers}),
+    templates=frozenset({Template.deepseek}),
     checks=(needs_language_sources, _masks_prompts),
 )

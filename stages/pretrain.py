@@ -8,7 +8,7 @@ survives. A small share of SFT records is allowed, as in the paper.
 from __future__ import annotations
 
 from stages.policy import StagePolicy, needs_language_sources
-from vltrain.batch import Learn, RecordKind
+from vltrain.batch import Learn, RecordKind, Template
 
 PRETRAIN = StagePolicy(
     number=2,
@@ -19,5 +19,6 @@ PRETRAIN = StagePolicy(
     may_be_new=frozenset(),
     records=frozenset(RecordKind),
     learns=frozenset({Learn.all}),
+    templates=frozenset(Template),
     checks=(needs_language_sources,),
 )

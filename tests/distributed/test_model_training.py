@@ -1,6 +1,6 @@
-"""Traps 1, 4, 11 and 16 with real models: ranks that differ in pictures, labels and loss chunks train
-as one process would, under every ZeRO stage, with every part's layers recomputed; and what is frozen
-moves not a bit."""
+"""Traps 1, 4, 11 and 16 with real models: ranks that differ in pictures, labels and loss chunks
+train as one process would, under every ZeRO stage, with every part's layers recomputed; and what is
+frozen moves not a bit."""
 
 from __future__ import annotations
 

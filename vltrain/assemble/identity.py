@@ -33,13 +33,16 @@ NOT_THE_MODEL = (
     "loss_chunk_tokens",
     "activation_checkpointing",
     "encode_images_at_once",
+    "image_rounding",
 )
 """Fields of the model config that change where or how it is computed, not what it is."""
 
 _CAUSES = {
     Accept.stage: ("stage.",),
     Accept.seed: ("run.seed",),
-    Accept.recipe: ("data.", "stage.learn", "stage.system_prompt", "model.tokenizer"),
+    Accept.recipe: (
+        *("data.", "stage.learn", "stage.template", "stage.system_prompt", "model.tokenizer"),
+    ),
     Accept.model: ("model.",),
     Accept.tokenizer: ("model.tokenizer", "model.image_token", "model.weights.language"),
 }

@@ -34,6 +34,13 @@ class AdaptorKind(str, Enum):
     pool_height = "pool_height"  # neighbours in a column
 
 
+class ImageRounding(str, Enum):
+    """How many pixels the short side of a scaled picture has (the long side has all)."""
+
+    official = "official"  # the fraction is cut off, as the released code does
+    transformers = "transformers"  # to the nearest, halves to the even number
+
+
 class Recompute(str, Enum):
     """What a part's backward pass computes again instead of keeping it."""
 
@@ -168,6 +175,7 @@ class ModelConfig:
     encode_images_at_once: int = 8
     """Images that a frozen tower encodes at one time."""
     pad_color: list[int] = field(default_factory=lambda: [122, 116, 104])
+    image_rounding: ImageRounding = ImageRounding.official
     sam_mean: list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
     sam_std: list[float] = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
     siglip_mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from vltrain.batch import Learn
+from vltrain.batch import Learn, Template
 
 
 @dataclass
@@ -23,6 +23,7 @@ class StageConfig:
     as language.model.embed_tokens.*; one that matches nothing is an error."""
     learn: Learn = MISSING
     """What is learned of a record where its source does not say otherwise."""
+    template: Template = Template.deepseek
     without: list[int] = field(default_factory=list)
     """Stages of the paper that came before this one and are left out on purpose (Table 9): [2] in
     stage 3 starts it from a run of stage 1, [1] in stage 2 from an adaptor that is new."""
