@@ -18,7 +18,7 @@ from torch import Tensor
 from vltrain.errors import WeightsError
 from vltrain.models.build import BuiltModel, start_neck_from_sam
 from vltrain.models.config import ModelConfig
-from vltrain.models.layouts import PublishedDirectory
+from vltrain.models.published_vit import open_published
 from vltrain.models.trainable import part_of
 
 
@@ -43,7 +43,7 @@ def load_weights(built: BuiltModel, *, directories: Mapping[str, str | Path]) ->
 def published_digests(config: ModelConfig, *, part: str, directory: str | Path) -> dict[str, str]:
     """``tensor_digests`` of a part as it is stored in a published directory, whatever type a run
     casts it to: what a manifest records of a base weight."""
-    published = PublishedDirectory(Path(directory), config=config)
+    published = open_published(Path(directory), config=config, part=part)
     return tensor_digests(published.tensors(lambda name: part_of(name) == part))
 
 
@@ -72,7 +72,7 @@ def _load(
     """Copy into ``expected`` (our full name -> parameter); it must be covered exactly."""
     found: set[str] = set()
     wrong: list[str] = []
-    published = PublishedDirectory(directory, config=config)
+    published = open_published(directory, config=config, part=part)
     for name, tensor in published.tensors(lambda n: part_of(n) == part or n in expected):
         found.add(name)
         if name not in expected:
