@@ -46,3 +46,13 @@ def test_images_beside_each_other_and_a_learned_run_up_to_one() -> None:
 def test_a_long_record_is_cut_after_its_first_words() -> None:
     shown = marked([1] * (SHOWN_TOKENS + 1), [0] * (SHOWN_TOKENS + 1), [], 0)
     assert shown == f"'{'a' * SHOWN_TOKENS} ...'"
+
+
+def test_an_answer_far_behind_is_what_is_shown() -> None:
+    """Images of 3 end inside the window, which begins after the one that it would cut."""
+    half = SHOWN_TOKENS // 2
+    question = [1] * 200 + [IMAGE] * 3 + [2] * (half - 2)
+    ids = [*question, 3, 3, *[4] * 300]
+    learned = [i == 3 for i in ids]
+    shown = marked(ids, learned, [200], 3)
+    assert shown == f"'... {'b' * (half - 2)}[cc]{'d' * (half - 2)} ...'"

@@ -7,11 +7,12 @@ import io
 import numpy as np
 import pytest
 import torch
+from model_choices import overrides
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vltrain.errors import WeightsError
+from vltrain.errors import ConfigError, WeightsError
 from vltrain.models.build import build_model
 from vltrain.models.export import export_transformers
 from vltrain.models.pixels import pixel_view
@@ -211,3 +212,12 @@ def test_an_incomplete_state_is_refused(tiny, build, tmp_path, tokenizer_directo
     built = build(tiny)
     with pytest.raises(WeightsError, match=r"cannot export .* missing .'model\.aligner"):
         _export(built, tmp_path, tokenizer_directory, state=built.part_state("language"))
+
+
+@pytest.mark.parametrize(("encoder", "kind"), [("siglip_sam", "shared"), ("clip", "mlp")])
+def test_what_the_released_layouts_cannot_hold_is_refused(
+    config_of, build, tmp_path, tokenizer_directory, encoder, kind
+):
+    built = build(config_of("tiny", overrides(encoder, kind)), trainable=["adaptor"])
+    with pytest.raises(ConfigError, match=f"joined by {kind}\\) cannot be exported: the released"):
+        _export(built, tmp_path, tokenizer_directory)

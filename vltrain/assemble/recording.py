@@ -132,9 +132,10 @@ def show_masked_examples(config: RunConfig, data: DataPath) -> None:
 
 
 def mark_learned(example: Example, tokenizer: TextTokenizer) -> str:
-    """The example's first tokens as text, learned runs in brackets, images as <image xN>."""
-    words: list[str] = []
-    position, end = 0, min(len(example.ids), SHOWN_TOKENS + int(example.image_tokens.sum()))
+    """The example's first tokens as text, learned runs in brackets, images as <image xN>. Where
+    nothing of them is learned, the tokens around the first that is."""
+    position, end = _shown(example)
+    words: list[str] = ["... "] if position else []
     starts = dict(zip(example.image_starts.tolist(), example.image_tokens.tolist(), strict=True))
     while position < end:
         if position in starts:
@@ -153,3 +154,17 @@ def mark_learned(example: Example, tokenizer: TextTokenizer) -> str:
         words.append(f"[{text}]" if learned else text)
         position = stop
     return repr("".join(words) + (" ..." if end < len(example.ids) else ""))
+
+
+def _shown(example: Example) -> tuple[int, int]:
+    """Which tokens to show, half-open; never from the middle of an image on."""
+    end = min(len(example.ids), SHOWN_TOKENS + int(example.image_tokens.sum()))
+    learned = example.learned.nonzero()[0]
+    if len(learned) == 0 or learned[0] < end:
+        return 0, end
+    first = int(learned[0])
+    start = max(0, first - SHOWN_TOKENS // 2)
+    for begins, count in zip(example.image_starts, example.image_tokens, strict=True):
+        if begins < start < begins + count:
+            start = int(begins + count)
+    return start, min(len(example.ids), first + SHOWN_TOKENS // 2)
