@@ -212,7 +212,9 @@ class Encoder:
         for segment in segments:
             if isinstance(segment.content, int):
                 image = images[segment.content]
-                count = self.geometry.image_tokens(image.width, image.height)
+                count = self.geometry.layout(
+                    image.width, image.height, images_in_sample=len(images)
+                ).tokens
                 image_starts.append(len(ids))
                 image_tokens.append(count)
                 ordered.append(image)
