@@ -21,6 +21,13 @@ class AdaptorKind(str, Enum):
     mlp = "mlp"  # 1.3B: Linear, GELU, Linear on SigLIP alone
 
 
+class Activation(str, Enum):
+    """SigLIP's activation."""
+
+    gelu = "gelu"  # exact, as DeepSeek-VL runs it
+    gelu_tanh = "gelu_tanh"  # its tanh approximation, as DeepSeek-VL2 does
+
+
 @dataclass
 class SamConfig:
     """SAM-B as the high-resolution tower."""
@@ -46,6 +53,12 @@ class SiglipConfig:
     layers: int = 24
     heads: int = 16
     ffn: int = 4096
+    activation: Activation = Activation.gelu
+
+    @property
+    def side(self) -> int:
+        """Patches along one side of its square; a rest that fills no patch is not seen."""
+        return self.image_size // self.patch_size
 
 
 @dataclass
@@ -119,4 +132,4 @@ class ModelConfig:
     @property
     def tokens_per_image(self) -> int:
         """Visual tokens of one image: SigLIP's patches (576 at full size)."""
-        return (self.siglip.image_size // self.siglip.patch_size) ** 2
+        return self.siglip.side**2
