@@ -8,6 +8,8 @@ from enum import Enum
 
 from omegaconf import MISSING
 
+from vltrain.models.moe_config import ExpertsKind, MlaConfig, MoeConfig, RouterConfig
+
 
 class Attention(str, Enum):
     """Attention back ends of the language model; each isolates the documents of a pack."""
@@ -70,7 +72,7 @@ class AdaptorConfig:
 
 @dataclass
 class LanguageConfig:
-    """DeepSeek LLM (Llama architecture)."""
+    """DeepSeek LLM: Llama's architecture, with ``mla`` and ``moe`` DeepSeek-V2's or V3's."""
 
     width: int = MISSING
     layers: int = MISSING
@@ -82,6 +84,10 @@ class LanguageConfig:
     norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     init_std: float = 0.006
+    mla: MlaConfig | None = None
+    """None: plain multi-head attention."""
+    moe: MoeConfig | None = None
+    """None: every layer is dense."""
 
 
 @dataclass
@@ -112,6 +118,8 @@ class ModelConfig:
     image_token: str = "<image_placeholder>"
     image_token_id: int = 100015
     attention: Attention = Attention.sdpa
+    experts: ExpertsKind = ExpertsKind.grouped
+    router: RouterConfig = field(default_factory=RouterConfig)
     loss_chunk_tokens: int = 2048
     """Labelled positions whose logits exist at one time."""
     activation_checkpointing: bool = False

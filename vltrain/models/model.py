@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vltrain.models.adaptor import HybridAdaptor, MlpAdaptor
 from vltrain.models.fusion import fuse
 from vltrain.models.language import LanguageModel, segment_mask
+from vltrain.models.moe_language import MoeLanguageModel
 from vltrain.models.vision import TOWERS
 
 
@@ -29,7 +30,7 @@ class VisionLanguageModel(nn.Module):
     def __init__(
         self,
         *,
-        language: LanguageModel,
+        language: LanguageModel | MoeLanguageModel,
         adaptor: HybridAdaptor | MlpAdaptor,
         towers: dict[str, nn.Module],
     ) -> None:
