@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from vltrain import distributed
+from vltrain.assemble import routers
 from vltrain.assemble.datapath import DataPath, open_data
 from vltrain.assemble.identity import Identity, expected_of, model_digest, refuse_other
 from vltrain.assemble.recording import Recording, show_masked_examples
@@ -86,6 +87,9 @@ def assemble_training(
         trainable=config.stage.trainable,
         recorded=trained_records(resumed) if resumed is not None else {},
     )
+    earlier = resumed or origins.predecessor
+    if earlier is not None:
+        routers.restore(built, earlier.manifest)
     if resumed is not None:
         shapes = {n: tuple(p.shape) for n, p in built.named_parameters() if p.requires_grad}
         check_fits(resumed.directory, resumed.manifest, trainable=shapes)

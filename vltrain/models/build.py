@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from vltrain.errors import ConfigError
-from vltrain.models.adaptor import HybridAdaptor, MlpAdaptor, build_adaptor
+from vltrain.models.adaptor import AnyAdaptor, HybridAdaptor, build_adaptor
 from vltrain.models.config import AdaptorKind, ModelConfig
 from vltrain.models.language import LanguageModel
 from vltrain.models.model import VisionLanguageModel
-from vltrain.models.moe_check import check_experts
 from vltrain.models.moe_language import MoeLanguageModel
 from vltrain.models.moe_model import MoeVisionLanguageModel
 from vltrain.models.trainable import PARTS, check_parts, mark_trainable, part_of, parts_of
 from vltrain.models.vision import TOWERS, FrozenTowers, SamTower, SiglipTower
+from vltrain.models.vl2_check import check_experts, check_tiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def _module(
     config: ModelConfig,
     *,
     language: LanguageModel | MoeLanguageModel,
-    adaptor: HybridAdaptor | MlpAdaptor,
+    adaptor: AnyAdaptor,
     towers: dict[str, nn.Module],
 ) -> VisionLanguageModel:
     if isinstance(language, LanguageModel):
@@ -140,6 +140,7 @@ def check_model(config: ModelConfig) -> None:
                 "expected a width that divides into heads of an even size"
             )
     check_experts(config.language)
+    check_tiles(config)
     if config.sam is not None:
         layers = config.sam.global_layers
         if not layers or not all(0 <= layer < config.sam.layers for layer in layers):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vltrain.models.adaptor import HybridAdaptor, MlpAdaptor
+from vltrain.models.adaptor import AnyAdaptor
 from vltrain.models.fusion import fuse
 from vltrain.models.language import LanguageModel, segment_mask
 from vltrain.models.moe_language import MoeLanguageModel
@@ -31,7 +31,7 @@ class VisionLanguageModel(nn.Module):
         self,
         *,
         language: LanguageModel | MoeLanguageModel,
-        adaptor: HybridAdaptor | MlpAdaptor,
+        adaptor: AnyAdaptor,
         towers: dict[str, nn.Module],
     ) -> None:
         super().__init__()

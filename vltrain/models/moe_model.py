@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vltrain.batch import IGNORE
-from vltrain.models.adaptor import HybridAdaptor, MlpAdaptor
+from vltrain.models.adaptor import AnyAdaptor
 from vltrain.models.language import segment_mask
 from vltrain.models.model import VisionLanguageModel
 from vltrain.models.moe_language import MoeLanguageModel
@@ -32,7 +32,7 @@ class MoeVisionLanguageModel(VisionLanguageModel):
         self,
         *,
         language: MoeLanguageModel,
-        adaptor: HybridAdaptor | MlpAdaptor,
+        adaptor: AnyAdaptor,
         towers: dict[str, nn.Module],
         penalty_weight: float,
     ) -> None:

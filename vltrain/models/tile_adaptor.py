@@ -2,9 +2,9 @@
 
 In: SigLIP's features of every square (an image's thumbnail, then its tiles row by row) and each
 image's grid. Out: one row per placeholder, image by image: the thumbnail's rows, a separator, then
-the rows of the whole grid stitched together; each row ends with a newline. (C2: pixel shuffle of
-2 x 2 patches, Linear, GELU, Linear; the learned newline and separator come after it, where the
-paper has them before.)
+the rows of the whole grid stitched together; each row ends with a newline. (Released code: pixel
+shuffle of 2 x 2 patches, Linear, GELU, Linear; the learned newline and separator come after it,
+where the paper has them before.)
 
 Newlines, separator and order are one gather from a table of the squares' tokens and the two learned
 vectors, with an index made on the CPU. Rejected: slicing and concatenating image by image, as the

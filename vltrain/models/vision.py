@@ -157,7 +157,7 @@ class FrozenTowers(nn.Module):
         batch)."""
         dtype = next(tower.parameters()).dtype
         if part == "siglip":
-            shapes = {"siglip": (self._config.tokens_per_image, self._config.siglip.width)}
+            shapes = {"siglip": (self._config.siglip.side**2, self._config.siglip.width)}
         else:
             sam = self._config.sam
             assert sam is not None, "no SAM in this model"

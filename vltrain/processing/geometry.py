@@ -31,6 +31,11 @@ class ImageLayout:
     tokens: int
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Columns and rows of tiles; (0, 0) where there are none."""
+        return (self.grid.columns, self.grid.rows) if self.grid is not None else (0, 0)
+
+    @property
     def squares(self) -> int:
         """Squares that the vision encoder sees: the whole image, and its tiles."""
         return 1 + (self.grid.tiles if self.grid is not None else 0)
@@ -42,6 +47,11 @@ class Geometry(Protocol):
     def layout(self, width: int, height: int, *, images_in_sample: int) -> ImageLayout:
         """Of one image of ``width`` x ``height`` pixels (as seen, after orientation), in a sample
         with ``images_in_sample`` images (all of a document, also where it is cut)."""
+        ...
+
+    @property
+    def most_tokens(self) -> int:
+        """Placeholders of the costliest image."""
         ...
 
     def digest_fields(self) -> dict[str, str | int]:
@@ -63,6 +73,10 @@ class FixedGeometry:
         assert min(width, height) > 0, (width, height)
         assert images_in_sample > 0, images_in_sample
         return ImageLayout(grid=None, tokens=self.tokens_per_image)
+
+    @property
+    def most_tokens(self) -> int:
+        return self.tokens_per_image
 
     def digest_fields(self) -> dict[str, str | int]:
         return {"kind": "fixed", "tokens_per_image": self.tokens_per_image}
@@ -106,6 +120,10 @@ class TiledGeometry:
         side = self.tokens_per_side
         thumbnail = side * (side + 1)
         return thumbnail + 1 + grid.rows * side * (grid.columns * side + 1)
+
+    @property
+    def most_tokens(self) -> int:
+        return max(self.tokens_of(grid) for grid in _candidates(self.max_tiles))
 
     def digest_fields(self) -> dict[str, str | int]:
         return {

@@ -1,9 +1,9 @@
-"""Which sizes of a mixture of experts fit together; read when a config is checked."""
+"""Which sizes of DeepSeek-VL2's parts fit together; read when a config is checked."""
 
 from __future__ import annotations
 
 from vltrain.errors import ConfigError
-from vltrain.models.config import LanguageConfig
+from vltrain.models.config import AdaptorKind, LanguageConfig, ModelConfig
 
 
 def check_experts(config: LanguageConfig) -> None:
@@ -39,4 +39,18 @@ def check_experts(config: LanguageConfig) -> None:
     if moe.shared < 1:
         raise ConfigError(
             f"model.language.moe.shared is {moe.shared}: expected at least one shared expert"
+        )
+
+
+def check_tiles(config: ModelConfig) -> None:
+    """Raises ConfigError where tiling and adaptor do not fit each other."""
+    tiled, reads_tiles = config.tiling is not None, config.adaptor.kind == AdaptorKind.tiles
+    if tiled != reads_tiles:
+        raise ConfigError(
+            f"model.tiling is {'set' if tiled else 'not set'} and model.adaptor.kind is "
+            f"{config.adaptor.kind.value!r}: the adaptor 'tiles' and model.tiling need each other"
+        )
+    if config.tiling is not None and config.tiling.max_tiles < 1:
+        raise ConfigError(
+            f"model.tiling.max_tiles is {config.tiling.max_tiles}: expected at least 1"
         )
