@@ -1,5 +1,6 @@
-"""DeepSeek-VL2's three stages, tiny, with two processes through the real launcher: each hands over
-to the next, tiles go through the whole data path, routers' corrections go on where they were."""
+"""DeepSeek-VL2's three stages, tiny, with two processes through the real launcher: tiles go through
+the whole data path, and what a stage hands over are weights and the routers' corrections. (Stages 1
+and 2 start from the seed: published weights of such a language model cannot be read yet.)"""
 
 from __future__ import annotations
 
@@ -19,15 +20,15 @@ LAYERS, EXPERTS = 2, 8
 
 def words(number: int) -> tuple[str, ...]:
     """The demo's data through the tiny tiled model, with the family's own stage values."""
-    before = f"runs/demo/tiled{number - 1}"
+    from_seed = number < 3
     return (
         f"stage={number}",
-        f"+stage/deepseek_vl2={number}",
+        f"+stage/deepseek_vl2='{number}'",
         *DEMO,
         "model=tiny_vl2",
         *(f"model.weights.{part}=null" for part in ("sam", "siglip", "language")),
-        f"model.weights.allow_random={'true' if number == 1 else 'false'}",
-        f"init_from={'null' if number == 1 else before}",
+        f"model.weights.allow_random={'true' if from_seed else 'false'}",
+        f"init_from={'null' if from_seed else 'runs/demo/tiled2'}",
         f"run.name=tiled{number}",
         "data.mixture.language_share=" + ("0" if number == 1 else "0.3"),
         "metrics.wandb.enabled=false",
@@ -80,10 +81,10 @@ def test_corrections_are_kept_and_handed_on(runs: dict[int, Path]) -> None:
         kept = manifest_of(runs[number])["counters"]["routers"]
         assert [len(layer) for layer in kept] == [EXPERTS] * LAYERS
         largest.append(max(abs(value) for layer in kept for value in layer))
-    # A step of 0.001 after each of six updates, stage after stage.
+    # A step of 0.001 after each of six updates; the third stage goes on from the second.
     assert 0 < largest[0] <= 0.0061
-    assert largest[0] < largest[1] <= 0.0121
-    assert largest[1] < largest[2] <= 0.0181
+    assert 0 < largest[1] <= 0.0061
+    assert largest[1] < largest[2] <= 0.0121
 
 
 def test_images_cost_their_tiles(runs: dict[int, Path]) -> None:
