@@ -70,7 +70,7 @@ def test_a_misspelt_group_is_named(command_line, words: list[str], meant: str) -
 
 
 def test_a_sweep_over_stages_is_refused(command_line) -> None:
-    with pytest.raises(ConfigError, match="stage=1,2: the stage cannot be swept.*once for each"):
+    with pytest.raises(ConfigError, match=r"stage=1,2: the stage cannot be swept.*once for each"):
         command_line._refuse_words(["-m", "stage=1,2", "+experiment=demo"])
 
 
