@@ -122,6 +122,7 @@ class Recorder:
             row=self.rows.append,
             faults=lambda plan, faults: self.faults.append((plan.step, len(faults))),
             save=lambda progress: self.saved.append((progress.step, progress.cursor)),
+            copied=lambda: self.doing.append("copied"),
             save_failed=lambda: (
                 self.failed_after is not None and len(self.rows) >= self.failed_after
             ),
@@ -302,6 +303,31 @@ def test_a_signal_saves_what_is_done_and_ends_the_run() -> None:
     assert recorder.saved == [(2, {"after": 1})]
     assert [row.step for row in recorder.rows] == [1, 2]
     assert recorder.doing[-5:] == ["data 3", "agree 3", "save 2", "save 2", "settle"]
+
+
+def test_the_update_waits_until_the_last_save_has_read_the_weights() -> None:
+    recorder, engine = Recorder(), FakeEngine()
+    apply = engine.apply
+
+    def applied(rates: dict[str, float]) -> StepOutcome:
+        recorder.doing.append("apply")
+        return apply(rates)
+
+    engine.apply = applied
+    trainer(two_steps(), engine=engine, recorder=recorder, steps=2, save_every=1).run()
+    assert [word for word in recorder.doing if word[:4] in ("copi", "appl", "save")] == [
+        *("copied", "apply", "save 1"),
+        *("copied", "apply", "save 2", "save 2"),
+    ]
+
+
+def test_a_signal_before_the_first_step_has_nothing_to_save() -> None:
+    recorder = Recorder()
+    recorder.stop = ["SIGTERM"]
+    run = trainer(nine_steps(), engine=FakeEngine(), recorder=recorder, steps=9)
+    with pytest.raises(StoppedError, match="stopped before the first of 9 steps; there was nothin"):
+        run.run()
+    assert recorder.saved == []
 
 
 def test_an_error_closes_the_loader_at_once() -> None:
