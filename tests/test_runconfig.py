@@ -134,7 +134,7 @@ def test_every_optim_and_data_file_is_used_by_some_composition() -> None:
         (["--local_rank=1", "stage=2"], ["stage='2'"]),
         (["--local_rank", "1", "stage=2"], ["stage='2'"]),
         (["--local-rank=0", "optim.lr=1e-3"], ["optim.lr=1e-3"]),
-        (["-m", "stage=1,2,3"], ["-m", "stage='1','2','3'"]),
+        (["-m", "stage=12", "optim.lr=1,2"], ["-m", "stage='12'", "optim.lr=1,2"]),
         (["stage=align"], ["stage=align"]),
         (["run.name=stage=2"], ["run.name=stage=2"]),
         (["resume=auto", "resume.accept=[recipe]"], ["resume.mode=auto", "resume.accept=[recipe]"]),
