@@ -22,6 +22,7 @@ from vltrain.data.config import RatioUnit
 from vltrain.engine.engine import StepOutcome
 from vltrain.errors import CheckpointError, DataError, NonFiniteError, StoppedError
 from vltrain.metrics.rows import StepRow
+from vltrain.train.agree import agree
 from vltrain.train.config import StabilityConfig
 from vltrain.train.loop import Hooks, Progress, Trainer
 from vltrain.train.stability import Stability
@@ -417,6 +418,16 @@ def test_faults_are_handed_on_and_holes_counted() -> None:
     assert recorder.faults == [(0, 1)]
     assert recorder.rows[0].holes == progress.counters.holes == 1
     assert progress.counters.samples == {"language": 1, "multimodal": 0}  # two planned, one a hole
+
+
+def test_faults_of_a_step_have_the_same_order_whoever_met_them() -> None:
+    """On two ranks the order would be that of the ranks."""
+    origins = [Origin(source=s, shard="a.tar", key=k) for s, k in (("b", "1"), ("a", "2"))]
+    faults = [Fault(origin=o, reason="truncated", detail="cut", action="hole") for o in origins]
+    for numbers in ([0, 1], [1, 0]):
+        micros = [micro(n, [1], faults=(faults[n],)) for n in numbers]
+        agreed = agree(plan(0, [0, 1]), micros, chain_head="", stop=None, failed=False)
+        assert [str(fault.origin) for fault in agreed.faults] == ["a:a.tar:2", "b:a.tar:1"]
 
 
 def test_targets_stay_on_the_cpu_where_the_head_wants_them() -> None:
