@@ -14,7 +14,7 @@ import torch
 
 from vltrain.assemble.datapath import build_encoder, open_tokenizer
 from vltrain.assemble.identity import expected_of
-from vltrain.assemble.weights import load_parts, trained_records
+from vltrain.assemble.weights import from_files, load_parts, trained_records
 from vltrain.checkpoint.handoff import check_same, continue_from, refuse_replaced
 from vltrain.checkpoint.manifest import MANIFEST
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore, open_checkpoint
@@ -60,6 +60,7 @@ def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
     moved = _moved(config, from_file(run_directory / "config.yaml"))
     for part in recorded:
         refuse_replaced(checkpoint, part, override=moved.get(part))
+    origins = continue_from(checkpoint, weights=moved, parts=parts)
     built = build_model(
         config.model,
         trainable=(),
@@ -68,8 +69,8 @@ def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
         frozen_dtype=torch.float32,
         device="cuda" if torch.cuda.is_available() else "cpu",
         seed=config.run.seed,
+        unfilled=from_files(origins),
     )
-    origins = continue_from(checkpoint, weights=moved, parts=parts)
     load_parts(built, origins, trainable=(), recorded=recorded)
     return LoadedRun(
         directory=run_directory,
