@@ -5,6 +5,7 @@ and 2 start from the seed: published weights of such a language model cannot be 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,11 @@ def test_corrections_are_kept_and_handed_on(runs: dict[int, Path]) -> None:
 def test_images_cost_their_tiles(runs: dict[int, Path]) -> None:
     assert manifest_of(runs[1])["geometry"]["kind"] == "tiled"
     assert all(row["images"] > 0 for row in rows_of(runs[1]))
+
+
+def test_what_cannot_be_done_with_such_a_run_is_refused(
+    runs: dict[int, Path], refused: Callable[..., str]
+) -> None:
+    said = refused("runs/demo/tiled1", script="eval")
+    assert "tiny_vl2" in said
+    assert "evaluating, asking and exporting such a model are not there yet" in said

@@ -41,17 +41,17 @@ def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
 
     overrides: ``key=value`` words over the run's config; ``model.weights.PART`` names where a
     frozen part's weights are now, ``model.tokenizer`` the same for the tokenizer. Raises
-    CheckpointError where there is no checkpoint, ConfigError where its model sees tiles,
-    ContractError where a frozen part's weights, the
-    tokenizer or the model are not those that the run was trained with.
+    CheckpointError where there is no checkpoint, ConfigError where its model has tiles or experts,
+    ContractError where a frozen part's weights, the tokenizer or the model are not those that the
+    run was trained with.
     """
     run_directory, checkpoint = _find(directory)
     config = from_file(run_directory / "config.yaml", overrides=overrides)
-    if config.model.tiling is not None:
+    if config.model.tiling is not None or config.model.language.moe is not None:
         raise ConfigError(
-            f"{run_directory} is a run of model {config.model.name!r}, which sees images as tiles "
-            "(model.tiling): evaluating, asking and exporting such a model are not there yet. It "
-            "can be trained on, and handed to the next stage with init_from"
+            f"{run_directory} is a run of model {config.model.name!r}, which has tiles or experts "
+            "(model.tiling, model.language.moe): evaluating, asking and exporting such a model are "
+            "not there yet. It can be trained on, and handed to the next stage with init_from"
         )
     encoder = build_encoder(config, open_tokenizer(config))
     check_same(checkpoint, expected=expected_of(config, encoder))
