@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from command_line import run_with_config
 
-from stages import policy_of
+from stages import policy_of, start_of
 from vltrain.runconfig import RunConfig
 
 
 def train(config: RunConfig) -> None:
     """Check the config against its stage, build everything, run."""
-    policy = policy_of(config.stage.number)
-    policy.check(config)
+    policy_of(config.stage.number).check(config)
+    start = start_of(config.stage.number, without=config.stage.without)
     # Imported late: refusing a bad config must not wait for torch and DeepSpeed.
     from vltrain import distributed
     from vltrain.assemble.training import assemble_training
 
     with distributed.answered():
         training = assemble_training(
-            config, predecessors=policy.predecessors, may_be_new=policy.may_be_new
+            config, predecessors=start.predecessors, may_be_new=start.may_be_new
         )
     training.run()
 

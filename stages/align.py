@@ -11,7 +11,7 @@ DeepSeek-VL2 4.1: the vision encoder trains too, because tiles are new to it.
 from __future__ import annotations
 
 from stages.policy import StagePolicy, needs_language_sources
-from vltrain.batch import Learn, RecordKind
+from vltrain.batch import Learn, RecordKind, Template
 
 ALIGN = StagePolicy(
     number=1,
@@ -28,5 +28,6 @@ ALIGN = StagePolicy(
     may_be_new=frozenset({"adaptor"}),
     records=frozenset({RecordKind.caption}),
     learns=frozenset({Learn.all}),
+    templates=frozenset(Template),
     checks=(needs_language_sources,),
 )

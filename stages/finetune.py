@@ -1,14 +1,14 @@
 """Stage 3, supervised fine-tuning: language model, adaptor and SigLIP learn to answer.
 
 DeepSeek-VL 3.2.3: SAM stays frozen (GPU memory); only answers and special tokens are supervised,
-system and user prompts are masked; nearly half of the mix is text-only conversation. In
-DeepSeek-VL2 (4.1) everything trains.
+system and user prompts are masked; nearly half of the mix is text-only conversation. A tower that
+stands in SigLIP's place (vit) may train as SigLIP does. In DeepSeek-VL2 (4.1) everything trains.
 """
 
 from __future__ import annotations
 
 from stages.policy import StagePolicy, needs_language_sources
-from vltrain.batch import Learn, RecordKind
+from vltrain.batch import Learn, RecordKind, Template
 from vltrain.errors import ConfigError
 from vltrain.runconfig import RunConfig
 
@@ -26,7 +26,7 @@ FINETUNE = StagePolicy(
     number=3,
     name="finetune",
     may_train={
-        "deepseek_vl": frozenset({"adaptor", "language", "siglip"}),
+        "deepseek_vl": frozenset({"adaptor", "language", "siglip", "vit"}),
         "deepseek_vl2": frozenset({"adaptor", "language", "siglip"}),
     },
     must_train={
@@ -37,5 +37,6 @@ FINETUNE = StagePolicy(
     may_be_new=frozenset(),
     records=frozenset({RecordKind.conversation}),
     learns=frozenset({Learn.answers}),
+    templates=frozenset({Template.deepseek}),
     checks=(needs_language_sources, _masks_prompts),
 )

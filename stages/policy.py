@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vltrain.batch import Learn, Modality, RecordKind
+from vltrain.batch import Learn, Modality, RecordKind, Template
 from vltrain.errors import ConfigError
 from vltrain.runconfig import RunConfig
 
@@ -23,6 +23,7 @@ class StagePolicy:
     may_train, must_train: parts of the model, by model family. predecessors: stage numbers that it
     may start from; 0 means published weights of each part. may_be_new: parts that may start from
     the seed, unasked. records: kinds that it may see. learns: what may be learned of its records.
+    templates: how they may be written.
     """
 
     number: int
@@ -33,6 +34,7 @@ class StagePolicy:
     may_be_new: frozenset[str]
     records: frozenset[RecordKind]
     learns: frozenset[Learn]
+    templates: frozenset[Template]
     checks: tuple[Check, ...]
 
     def check(self, config: RunConfig) -> None:
@@ -59,6 +61,11 @@ class StagePolicy:
             raise ConfigError(
                 f"{where}: stage.learn={config.stage.learn.value}; expected "
                 f"{' or '.join(sorted(x.value for x in self.learns))}"
+            )
+        if config.stage.template not in self.templates:
+            raise ConfigError(
+                f"{where}: stage.template={config.stage.template.value}; expected "
+                f"{' or '.join(sorted(t.value for t in self.templates))}"
             )
         for name, source in config.data.sources.items():
             if source.kind not in self.records:

@@ -9,7 +9,7 @@ vision encoder trains too, on 3 : 7.
 from __future__ import annotations
 
 from stages.policy import StagePolicy, needs_language_sources
-from vltrain.batch import Learn, RecordKind
+from vltrain.batch import Learn, RecordKind, Template
 
 PRETRAIN = StagePolicy(
     number=2,
@@ -26,5 +26,6 @@ PRETRAIN = StagePolicy(
     may_be_new=frozenset(),
     records=frozenset(RecordKind),
     learns=frozenset({Learn.all}),
+    templates=frozenset(Template),
     checks=(needs_language_sources,),
 )

@@ -207,6 +207,7 @@ POLICY_REFUSES = [
     ("stage=2", "stage.trainable=[adaptor]", ["lacks", "language"]),
     ("stage=3", "stage.trainable=[adaptor,language,sam]", ["sam", "stay frozen"]),
     ("stage=3", "stage.learn=all", ["stage.learn=all", "answers"]),
+    ("stage=3", "stage.template=plain", ["stage.template=plain", "expected deepseek"]),
     ("stage=3", "data.sources.easy_vqa_what.learn=all", ["would train on prompts"]),
     ("stage=3", "data.sources.easy_vqa_what.kind=caption", ["caption records", "conversation"]),
     ("stage=1", "data.mixture.language_share=0.5", ["modality language"]),

@@ -37,6 +37,14 @@ class Learn(str, Enum):
     answers = "answers"  # assistant text and its end token only; system and user prompts masked
 
 
+class Template(str, Enum):
+    """How what is said is written down (docs/data.md)."""
+
+    deepseek = "deepseek"  # with the words User: and Assistant:; documents as they are
+    plain = "plain"  # nothing around what is said
+    alignment = "alignment"  # of what is asked only the images, each with a line end
+
+
 class RecordKind(str, Enum):
     """The four record kinds (members of one webdataset key)."""
 

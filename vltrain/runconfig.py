@@ -27,12 +27,12 @@ from vltrain.engine.config import EngineConfig, Offload
 from vltrain.errors import ConfigError
 from vltrain.evaluate.config import EvaluateConfig
 from vltrain.metrics.config import MetricsConfig
-from vltrain.models.config import ModelConfig
+from vltrain.models.check import check_model
+from vltrain.models.config import PARTS, ModelConfig
+from vltrain.models.vision_files import with_described_vit
 from vltrain.optim.config import OptimConfig, ScheduleKind
 from vltrain.redact import redact
 from vltrain.train.config import StabilityConfig, StageConfig
-
-PARTS = ("sam", "siglip", "adaptor", "language")
 
 
 class Resume(str, Enum):
@@ -130,6 +130,7 @@ def from_hydra(composed: DictConfig) -> RunConfig:
         raise ConfigError(_missing(keys)) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"config: {error}".split("\n")[0]) from error
+    config = dataclasses.replace(config, model=with_described_vit(config.model))
     check(config)
     return config
 
@@ -150,6 +151,9 @@ def from_file(path: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
         stored = cast(DictConfig, OmegaConf.load(path))
         if isinstance(stored.get("resume"), str):  # as runs of before resume.accept have it
             stored["resume"] = {"mode": stored["resume"]}
+        if isinstance(stored.get("model", {}).get("activation_checkpointing"), bool):
+            how = "full" if stored["model"]["activation_checkpointing"] else "none"
+            stored["model"]["activation_checkpointing"] = {"language": how}
         merged = OmegaConf.merge(
             OmegaConf.structured(RunConfig),
             stored,
@@ -203,6 +207,7 @@ def _absolute(path: str | None) -> str | None:
 
 def check(config: RunConfig) -> None:
     """Rules that cross sections; each says what was found, what was expected, and what to do."""
+    check_model(config.model)
     _check_parts(config)
     _check_numbers(config)
     _check_mixture(config)
@@ -210,11 +215,12 @@ def check(config: RunConfig) -> None:
 
 
 def _check_parts(config: RunConfig) -> None:
-    available = [p for p in PARTS if p != "sam" or config.model.sam is not None]
+    available = config.model.parts
     for part in config.stage.trainable:
         if part not in available:
             raise ConfigError(
-                f"stage.trainable names {part!r}; this model's parts are {', '.join(available)}"
+                f"stage.trainable names {part!r}; this model's parts are {', '.join(available)}. "
+                "Set stage.trainable=[...] to those that train"
             )
     for part in config.optim.parts:
         if part not in available:

@@ -81,6 +81,7 @@ def dataset(*, faults: bool = False, reader: Reader | None = None) -> MicroBatch
         image_token_id=IMAGE,
         image_side=8,
         pad_color=(1, 2, 3),
+        rounding="official",
         decode=DecodeMode.exact,
     )
 

@@ -78,6 +78,7 @@ def opened(
         image_token_id=IMAGE_TOKEN_ID,
         image_side=32,
         pad_color=(1, 2, 3),
+        rounding="official",
         decode=DecodeMode.exact,
     )
     return Plan(Recipe(tables, config=config), seed=1), dataset

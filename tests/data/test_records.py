@@ -87,6 +87,29 @@ def test_llava_conversation() -> None:
     assert [turn.role for turn in sample.turns] == [Role.user, Role.assistant]
 
 
+def test_openai_conversation() -> None:
+    """Its images are parts, so an <image> that somebody typed is a word."""
+    parts = [
+        {"type": "image_url", "image_url": {"url": "0.png"}},
+        {"type": "text", "text": "What does <image> mean?"},
+        {"type": "image"},
+    ]
+    body = {
+        "messages": [
+            {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+            {"role": "user", "content": parts},
+            {"role": "assistant", "content": [{"type": "text", "text": "A mark."}]},
+        ]
+    }
+    sample = parse(RecordKind.conversation, {"json": body, "0.png": (1, 1), "1.png": (2, 2)})
+    assert sample.turns == (
+        Turn(role=Role.system, content=("Be brief.",)),
+        Turn(role=Role.user, content=(0, "What does <image> mean?", 1)),
+        Turn(role=Role.assistant, content=("A mark.",)),
+    )
+    assert [image.member for image in sample.images] == ["0.png", "1.png"]
+
+
 @pytest.mark.parametrize(
     ("kind", "files", "reason", "detail"),
     [
@@ -132,6 +155,30 @@ def test_llava_conversation() -> None:
         (
             "conversation",
             {"json": {"messages": [{"role": "user", "content": "<image>"}]}},
+            "image_count",
+            "1 <image> marks but 0 images",
+        ),
+        (
+            "conversation",
+            {"json": {"messages": [{"role": "user", "content": [{"type": "audio"}]}]}},
+            "bad_record",
+            "a part of a user message has type 'audio': expected text",
+        ),
+        (
+            "conversation",
+            {"json": {"messages": [{"role": "user", "content": [{"type": "text"}]}]}},
+            "bad_record",
+            "has type 'text': expected text \\(with text\\)",
+        ),
+        (
+            "conversation",
+            {"json": {"messages": [{"role": "user", "content": ["a"]}]}},
+            "bad_record",
+            "has type None",
+        ),
+        (
+            "conversation",
+            {"json": {"messages": [{"role": "user", "content": [{"type": "image"}]}]}},
             "image_count",
             "1 <image> marks but 0 images",
         ),

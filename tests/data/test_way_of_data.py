@@ -66,6 +66,7 @@ def batches(config: DataConfig, *, workers: int) -> list[MicroBatch]:
         image_token_id=byte_tokenizer().image_id,
         image_side=16,
         pad_color=(127, 127, 127),
+        rounding="official",
         decode=DecodeMode.exact,
     )
     cost = WorkCost(token=1.0, token_squared=0.0, image_token=1.0)

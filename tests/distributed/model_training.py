@@ -1,9 +1,10 @@
-"""A tiny model under the real engine in two processes, whose ranks differ in pictures, labels and
+"""Tiny models under the real engine in two processes, whose ranks differ in pictures, labels and
 (where there are experts) in which of them are used; against plain torch in one process. Run by
-torchrun: model_training.py OUT_FILE ZERO_STAGES PARTS MODEL.
+torchrun: model_training.py OUT_FILE ZERO_STAGES CASES; a case is {"model": its config in
+conf/model, "parts": what trains, "overrides": of that config}.
 
-Rank 0 writes, per ZeRO stage and step, the loss and the largest difference of any parameter and of
-the routers' corrections.
+Rank 0 writes, per case, ZeRO stage and step, the loss, the largest difference of any parameter and
+of the routers' corrections, and how many frozen tensors have moved by a bit.
 """
 
 from __future__ import annotations
@@ -37,25 +38,29 @@ OPTIM = OptimConfig(
 )
 
 
-def build(model: str, trainable: list[str]) -> BuiltModel:
-    path = Path(__file__).parents[2] / "conf" / "model" / f"{model}.yaml"
+RECOMPUTED = {"sam": "full", "siglip": "full", "vit": "full", "adaptor": "full", "language": "full"}
+
+
+def build(case: dict) -> BuiltModel:
+    path = Path(__file__).parents[2] / "conf" / "model" / f"{case['model']}.yaml"
     merged = OmegaConf.merge(
         OmegaConf.structured(ModelConfig),
         OmegaConf.load(path),
-        {"activation_checkpointing": True, "loss_chunk_tokens": 8},
+        {"activation_checkpointing": RECOMPUTED, "loss_chunk_tokens": 8},
+        case["overrides"],
     )
     config = OmegaConf.to_object(merged)
     assert isinstance(config, ModelConfig)
     built = build_model(
         config,
-        trainable=trainable,
+        trainable=case["parts"],
         freeze=[],
         dtype=torch.float32,
         frozen_dtype=torch.float32,
         device="cpu",
         seed=0,
     )
-    if config.sam is not None:
+    if config.sam is not None:  # alpha is 0 at the start, where mistakes would not show
         with torch.no_grad():
             built.module.adaptor.get_parameter("alpha").fill_(0.3)
     return built
@@ -114,8 +119,16 @@ def corrections(built: BuiltModel) -> torch.Tensor:
     return balance.corrections
 
 
-def train(zero_stage: int, trainable: list[str], *, model: str) -> list[dict[str, float]]:
-    built, reference = build(model, trainable), build(model, trainable)
+def frozen_tensors(engine: Engine, built: BuiltModel) -> dict[str, torch.Tensor]:
+    """Copies of all that does not train, inside the engine and outside it."""
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in (*engine.frozen_tensors(), *built.frozen.named_parameters())
+    }
+
+
+def train(zero_stage: int, case: dict) -> list[dict[str, float]]:
+    built, reference = build(case), build(case)
     engine = build_engine(
         built.module,
         groups=parameter_groups(built.module.named_parameters(), part_of=part_of, config=OPTIM),
@@ -132,6 +145,7 @@ def train(zero_stage: int, trainable: list[str], *, model: str) -> list[dict[str
         eps=1.0,
         weight_decay=0.0,
     )
+    frozen = frozen_tensors(engine, built)
     initial = {n: p.detach().clone() for n, p in reference.module.named_parameters()}
     rows = []
     for step, kinds in enumerate(STEPS):
@@ -160,17 +174,21 @@ def train(zero_stage: int, trainable: list[str], *, model: str) -> list[dict[str
                 "corrections_moved": float(correction.abs().max()),
                 "moved": moved,
                 "difference": largest_difference(engine, reference),
+                "frozen": len(frozen),
+                "frozen_moved": sum(
+                    not torch.equal(frozen[name], tensor)
+                    for name, tensor in frozen_tensors(engine, built).items()
+                ),
             }
         )
     return rows
 
 
 def main() -> None:
-    out, stages, parts = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
-    model = sys.argv[4]
+    out, stages, cases = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
     torch.set_num_threads(1)
     start(EngineConfig(timeout_seconds=60))
-    rows = {stage: train(stage, parts, model=model) for stage in stages}
+    rows = [{stage: train(stage, case) for stage in stages} for case in cases]
     if distributed.is_first():
         out.write_text(json.dumps(rows))
     distributed.barrier()

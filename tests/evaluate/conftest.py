@@ -111,6 +111,7 @@ def rule_subject(rule_tokenizer: TextTokenizer) -> Subject:
         device=torch.device("cpu"),
         image_side=32,
         pad_color=(122, 116, 104),
+        rounding="official",
     )
 
 

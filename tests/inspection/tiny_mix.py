@@ -83,6 +83,7 @@ def open_mix(config: DataConfig, *, seed: int = 1) -> Opened:
             image_token_id=byte_tokenizer().image_id,
             image_side=IMAGE_SIDE,
             pad_color=(127, 127, 127),
+            rounding="official",
             decode=DecodeMode.exact,
         ),
     )

@@ -12,6 +12,7 @@ from vltrain.metrics.throughput import (
     ModelShape,
     SamShape,
     SiglipShape,
+    VitShape,
     Work,
     count_flops,
     sam_forward,
@@ -35,7 +36,9 @@ ONE_IMAGE = Work(squares=1, tokens=0, targets=0, sum_squared_document_tokens=0)
 
 
 def hybrid(language: LanguageShape) -> ModelShape:
-    return ModelShape(sam=SAM, siglip=SIGLIP, language=language)
+    return ModelShape(
+        sam=SAM, siglip=SIGLIP, vit=None, grid=24, adaptor="hybrid_split", language=language
+    )
 
 
 def sam_path(language: LanguageShape) -> float:
@@ -100,6 +103,9 @@ def test_adaptor_of_siglip_alone_by_hand():
     small = ModelShape(
         sam=None,
         siglip=SiglipShape(image_size=32, patch_size=16, width=3, layers=1, ffn=4),
+        vit=None,
+        grid=2,
+        adaptor="mlp",
         language=LanguageShape(width=5, layers=1, heads=1, kv_heads=1, ffn=7, vocab_size=11),
     )
     first, second = 2 * 4 * 3 * 5, 2 * 4 * 5 * 5  # 4 visual tokens: 3 -> 5 -> 5
@@ -109,6 +115,32 @@ def test_adaptor_of_siglip_alone_by_hand():
     assert trains == 2 * first + 3 * second
     everything = count_flops(small, trained=["adaptor", "siglip"], work=ONE_IMAGE).adaptor
     assert everything == 3 * first + 3 * second
+
+
+@pytest.mark.parametrize(
+    ("kind", "frozen", "trains"),
+    [
+        # 4 visual tokens of 3 (vit) and 5 (siglip) channels into 8: first layers and second ones.
+        ("hybrid_split", 2 * 4 * (3 + 5) * 4 + 2 * 4 * 8 * 8, 2 * 256 + 3 * 512),
+        ("shared", 2 * 4 * (3 + 5) * 8 + 2 * 4 * 8 * 8, 2 * 512 + 3 * 512),
+        ("separate", 2 * 4 * (3 + 5) * 4 + 2 * (2 * 4 * 4 * 4), 2 * 256 + 3 * 256),
+        # half as many tokens of twice the channels, into the whole width
+        ("pool_width", 2 * 2 * (6 + 10) * 8 + 2 * 4 * 8 * 8, 2 * 512 + 3 * 512),
+    ],
+)
+def test_kinds_of_adaptor_by_hand(kind, frozen, trains):
+    shape = ModelShape(
+        sam=None,
+        siglip=SiglipShape(image_size=32, patch_size=16, width=5, layers=1, ffn=4),
+        vit=VitShape(width=3, forward=1000.0),
+        grid=2,
+        adaptor=kind,
+        language=LanguageShape(width=8, layers=1, heads=1, kv_heads=1, ffn=7, vocab_size=11),
+    )
+    assert count_flops(shape, trained=[], work=ONE_IMAGE).adaptor == frozen
+    flops = count_flops(shape, trained=["adaptor"], work=ONE_IMAGE)
+    assert (flops.adaptor, flops.vit) == (trains, 1000.0)
+    assert count_flops(shape, trained=["adaptor", "vit"], work=ONE_IMAGE).vit == 3000.0
 
 
 def test_grouped_queries_have_smaller_projections():
@@ -126,6 +158,6 @@ def test_nothing_trained_is_forward_only():
 def test_an_unknown_part_lists_the_choices():
     with pytest.raises(ConfigError, match="cannot count part 'vision'; this model's parts are sam"):
         count_flops(hybrid(SMALL), trained=["vision"], work=ONE_IMAGE)
-    alone = ModelShape(sam=None, siglip=SIGLIP, language=SMALL)
+    alone = ModelShape(sam=None, siglip=SIGLIP, vit=None, grid=24, adaptor="mlp", language=SMALL)
     with pytest.raises(ConfigError, match="cannot count part 'sam'; this model's parts are siglip"):
         count_flops(alone, trained=["sam"], work=ONE_IMAGE)

@@ -67,7 +67,7 @@ def test_attention_by_its_own_widths() -> None:
 def test_a_square_through_the_shuffling_adaptor() -> None:
     """14 x 14 tokens of 4 x 1152 channels, forward alone."""
     siglip = SiglipShape(image_size=384, patch_size=14, width=1152, layers=27, ffn=4304)
-    shape = ModelShape(sam=None, siglip=siglip, language=TINY, shuffles=True)
+    shape = ModelShape(sam=None, siglip=siglip, vit=None, grid=14, adaptor="tiles", language=TINY)
     work = Work(squares=7, tokens=0, targets=0, sum_squared_document_tokens=0)
     found = count_flops(shape, trained=[], work=work).adaptor
     assert found == 7 * 2 * 196 * (4608 * 1280 + 1280 * 1280)

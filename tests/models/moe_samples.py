@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 
-from vltrain.models.config import Attention, LanguageConfig, ModelConfig
+from vltrain.models.config import (
+    Attention,
+    LanguageConfig,
+    ModelConfig,
+    Recompute,
+    RecomputeConfig,
+)
 from vltrain.models.moe_config import ExpertsKind, MlaConfig, MoeConfig, Scoring, Selection
 from vltrain.models.moe_language import MoeLanguageModel
 
@@ -49,7 +55,7 @@ def small_model(
     *,
     attention: Attention = Attention.sdpa,
     experts: ExpertsKind = ExpertsKind.grouped,
-    recompute: bool = False,
+    recompute: Recompute = Recompute.none,
     init_std: float = 0.2,
     **moe: Any,
 ) -> MoeLanguageModel:
@@ -58,7 +64,7 @@ def small_model(
         small_language(variant, init_std=init_std, **moe),
         attention=attention,
         experts=experts,
-        activation_checkpointing=recompute,
+        activation_checkpointing=RecomputeConfig(language=recompute),
     )
     torch.manual_seed(0)
     return MoeLanguageModel(config)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vltrain.errors import ConfigError
-from vltrain.models.adaptor import HybridAdaptor
+from vltrain.models.adaptor import Adaptor
 from vltrain.models.build import build_model
 from vltrain.models.trainable import describe
 
@@ -115,7 +115,7 @@ def test_a_fresh_sam_is_not_numerically_zero(tiny):
 def test_the_second_neck_starts_as_sams_own(tiny):
     built = _build(tiny)
     sam, adaptor = built.tower("sam"), built.module.adaptor
-    assert isinstance(adaptor, HybridAdaptor)
+    assert isinstance(adaptor, Adaptor)
     for name, parameter in adaptor.neck.named_parameters():
         torch.testing.assert_close(parameter, sam.get_parameter(f"neck.{name}").float())
 
@@ -123,8 +123,8 @@ def test_the_second_neck_starts_as_sams_own(tiny):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"sam": None}, "has no SAM tower but model.adaptor.kind is 'hybrid_split'"),
-        ({"adaptor": {"kind": "mlp"}}, "has a SAM tower but model.adaptor.kind is 'mlp'"),
+        ({"sam": None}, "has the vision towers siglip but model.adaptor.kind is 'hybrid_split'"),
+        ({"adaptor": {"kind": "mlp"}}, "towers sam, siglip but model.adaptor.kind is 'mlp'"),
         ({"image_token_id": 512}, "image_token_id is 512 but model.language.vocab_size is 512"),
         ({"language": {"heads": 5}}, "language.width is 64 and model.language.heads is 5"),
         ({"sam": {"heads": 3}}, "sam.width is 32 and model.sam.heads is 3"),

@@ -107,7 +107,7 @@ def test_stock_processor_gives_the_same_ids_and_nearly_the_same_pixels(exported)
         torch.testing.assert_close(inputs["high_res_pixel_values"], high, rtol=0, atol=1e-5)
 
 
-def _oblong(build, tiny, directory, tokenizer_directory, size):
+def _oblong(build, tiny, directory, tokenizer_directory, size, rounding="official"):
     """Largest and mean difference, in normalised units, between the stock processor's views of an
     oblong picture and ours: ((high, high), (low, low))."""
     built = build(tiny)
@@ -117,7 +117,11 @@ def _oblong(build, tiny, directory, tokenizer_directory, size):
     picture, stored = coarse.resize(size, Image.Resampling.BICUBIC), io.BytesIO()
     picture.save(stored, format="PNG")
     square = decode_square(
-        stored.getvalue(), side=tiny.image_side, pad_color=tiny.pad_color, mode="exact"
+        stored.getvalue(),
+        side=tiny.image_side,
+        pad_color=tiny.pad_color,
+        rounding=rounding,
+        mode="exact",
     )
     images = torch.from_numpy(square)[None]
     stock = AutoProcessor.from_pretrained(directory).image_processor(
@@ -150,6 +154,15 @@ def test_where_the_stock_processor_rounds_the_short_side_up(
     assert 1.0 < high[0] < 2.5  # that row: picture against padding
     assert high[1] < 0.06
     assert low[1] < 0.04
+
+
+@pytest.mark.parametrize("size", [(900, 500), (500, 900), (1000, 440), (999, 13)])
+def test_rounding_as_transformers_gives_the_stock_processors_pixels(
+    build, tiny, tmp_path, tokenizer_directory, size
+):
+    high, low = _oblong(build, tiny, tmp_path, tokenizer_directory, size, rounding="transformers")
+    assert high[0] <= 1e-5
+    assert low[0] * 0.5 * 255 <= 2.01
 
 
 def test_the_padding_colour_of_the_export_is_the_models(exported):

@@ -81,7 +81,9 @@ def test_row_losses_add_up_to_the_loss(tiny, build, pack):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_autocast_to_bf16_runs_and_is_near(config_of, build, pack, attention):
     """How an engine without bf16 parameters trains in bf16."""
-    config = config_of("tiny", {"attention": attention, "activation_checkpointing": True})
+    config = config_of(
+        "tiny", {"attention": attention, "activation_checkpointing": {"language": "full"}}
+    )
     built = build(config)
     batch = pack(config, [[(14, 2), (9, 0)]])
     exact = batch.run(built).item()

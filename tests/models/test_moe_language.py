@@ -8,7 +8,7 @@ from transformers import DeepseekV2Config, DeepseekV2ForCausalLM, DeepseekV3ForC
 from transformers.models.deepseek_ocr2.configuration_deepseek_ocr2 import DeepseekOcr2TextConfig
 from transformers.models.deepseek_ocr2.modeling_deepseek_ocr2 import DeepseekOcr2TextModel
 
-from vltrain.models.config import Attention
+from vltrain.models.config import Attention, Recompute
 from vltrain.models.language import segment_mask
 from vltrain.models.moe_config import ExpertsKind
 from vltrain.models.moe_language import MoeLanguageModel, deepseek_v3_config
@@ -144,10 +144,11 @@ def test_both_ways_to_compute_experts_agree(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_recomputed_layers_give_the_same_gradients_to_the_router_too(variant):
+@pytest.mark.parametrize("how", [Recompute.selective, Recompute.full])
+def test_recomputed_layers_give_the_same_gradients_to_the_router_too(variant, how):
     gradients = []
     ids = some_ids(2, 12)
-    for recompute in (False, True):
+    for recompute in (Recompute.none, how):
         model = small_model(variant, recompute=recompute)
         hidden, penalty, loads = model.routed(
             model.embed(ids),

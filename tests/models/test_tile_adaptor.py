@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vltrain.errors import DataError
-from vltrain.models.config import Activation, SiglipConfig
+from vltrain.models.config import Activation, LanguageConfig, ModelConfig, SiglipConfig
 from vltrain.models.tile_adaptor import TileAdaptor, layout_index, pixel_shuffle
 from vltrain.models.vision import SiglipTower
 from vltrain.processing.geometry import TiledGeometry
@@ -24,9 +24,10 @@ SO400M = SiglipConfig(
 SMALL = SiglipConfig(image_size=24, patch_size=8, width=4, layers=1, heads=1, ffn=8)  # 3 x 3
 
 
-def adaptor(width: int = 6) -> TileAdaptor:
+def adaptor(siglip: SiglipConfig = SMALL, *, width: int = 6) -> TileAdaptor:
     torch.manual_seed(0)
-    return TileAdaptor(SMALL, width=width)
+    language = LanguageConfig(width=width)
+    return TileAdaptor(ModelConfig(name="tiles", siglip=siglip, language=language))
 
 
 def features(grids: list[tuple[int, int]]) -> dict[str, Tensor]:
@@ -70,12 +71,12 @@ def test_the_tower_has_the_published_size():
     with torch.device("meta"):
         tower = SiglipTower(SO400M)
     assert sum(p.numel() for p in tower.parameters()) == 412_987_248
-    assert SO400M.side == 27
 
 
 def test_the_adaptor_at_full_size():
     with torch.device("meta"):
-        module = TileAdaptor(SO400M, width=1280)
+        module = adaptor(SO400M, width=1280)
+    assert module.side == 27
     shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
     assert shapes == {
         "linear1.weight": (1280, 4608),
@@ -88,8 +89,7 @@ def test_the_adaptor_at_full_size():
 
 
 def test_the_learned_vectors_start_at_the_released_scale():
-    torch.manual_seed(0)
-    module = TileAdaptor(SMALL, width=4096)
+    module = adaptor(width=4096)
     for vector in (module.image_newline, module.view_separator):
         assert vector.detach().norm().item() == pytest.approx(1.0, abs=0.05)
 

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from vltrain.batch import Role, Turn
+from vltrain.batch import Role, Template, Turn
 from vltrain.errors import RecordFault
-from vltrain.processing.conversation import Segment, render, render_prompt
+from vltrain.processing import conversation
+from vltrain.processing.conversation import Segment
 
 
 def system(*content):
@@ -21,6 +22,14 @@ def assistant(*content):
 
 def document(*content):
     return Turn(role=Role.document, content=content)
+
+
+def render(turns, *, system_prompt, template=Template.deepseek):
+    return conversation.render(turns, system_prompt=system_prompt, template=template)
+
+
+def render_prompt(turns, *, system_prompt, template=Template.deepseek):
+    return conversation.render_prompt(turns, system_prompt=system_prompt, template=template)
 
 
 def prompt(content):
@@ -100,6 +109,74 @@ def test_a_prompt_is_the_beginning_of_its_training_sample():
     turns = [user("a"), assistant("b"), user("c", 0), assistant("d")]
     whole = render(turns, system_prompt="S")
     assert whole[:-1] == render_prompt(turns[:-1], system_prompt="S")
+
+
+TWO_QUESTIONS = [
+    system("Be brief."),
+    user("\n", 0, "\nWhat? ", 1),
+    assistant(" A cat "),
+    user(" And? "),
+    assistant("A dog"),
+]
+
+
+def test_the_plain_template_writes_nothing_around_contents():
+    assert render(TWO_QUESTIONS, system_prompt="unused", template=Template.plain) == (
+        prompt(0),
+        prompt("\nWhat? "),
+        prompt(1),
+        answer("A cat"),
+        prompt("And?"),
+        answer("A dog"),
+    )
+    turns = [document(0, "A cat.")]
+    assert render(turns, system_prompt="", template=Template.plain) == render(
+        turns, system_prompt=""
+    )
+
+
+def test_the_alignment_template_keeps_the_images_of_a_question():
+    assert render(TWO_QUESTIONS, system_prompt="unused", template=Template.alignment) == (
+        prompt(0),
+        prompt("\n"),
+        prompt(1),
+        prompt("\n"),
+        answer("A cat"),
+        answer("A dog"),
+    )
+
+
+def test_the_alignment_template_puts_a_captions_image_in_its_own_line():
+    caption, line_end = Segment(content=0, learned=True, end=False), prompt("\n")
+    assert render([document(0, "A cat.")], system_prompt="", template=Template.alignment) == (
+        caption,
+        line_end,
+        answer("A cat."),
+    )
+    assert render_prompt([document(0)], system_prompt="", template=Template.alignment) == (
+        caption,
+        line_end,
+    )
+    page = [document(0, "A cat.", 1)]
+    assert render(page, system_prompt="", template=Template.alignment) == render(
+        page, system_prompt=""
+    )
+
+
+@pytest.mark.parametrize("template", Template)
+def test_a_prompt_is_the_beginning_of_its_sample_in_every_template(template):
+    whole = render(TWO_QUESTIONS, system_prompt="", template=template)
+    first = render_prompt(TWO_QUESTIONS[:2], system_prompt="", template=template)
+    assert whole[: len(first)] == first
+    assert render_prompt(TWO_QUESTIONS[:-1], system_prompt="", template=template) == whole[:-1]
+
+
+@pytest.mark.parametrize("template", Template)
+def test_every_template_refuses_an_answer_that_is_none(template):
+    with pytest.raises(RecordFault, match="no text"):
+        render([user("a"), assistant(" ")], system_prompt="", template=template)
+    with pytest.raises(RecordFault, match="cannot be learned"):
+        render([user("a"), assistant(0, "b")], system_prompt="", template=template)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from vltrain.batch import Learn, Origin, RecordKind, Role, Sample, StoredImage, Turn
+from vltrain.batch import Learn, Origin, RecordKind, Role, Sample, StoredImage, Template, Turn
 from vltrain.errors import ConfigError, DataError, RecordFault
 from vltrain.processing.encode import Encoder, EncodeRules, PieceSize
 from vltrain.processing.geometry import FixedGeometry
@@ -273,8 +273,22 @@ def test_an_encoder_can_be_sent_to_a_worker(encoder):
     assert copy.digest == encoder.digest
 
 
+def test_a_template_is_part_of_the_sidecars_key(encoder):
+    assert with_rules(encoder, template=Template.alignment).digest != encoder.digest
+
+
+def test_alignment_learns_the_caption_and_its_end(encoder):
+    sample = document(0, "A red circle.", kind=RecordKind.caption, images=1)
+    example = with_rules(encoder, template=Template.alignment).encode(sample)
+    assert encoder.tokenizer.decode(example.ids) == (
+        f"{BOS_TOKEN}{IMAGE_TOKEN * IMAGE_TOKENS}\nA red circle.{EOS_TOKEN}"
+    )
+    assert learned_text(encoder, example) == f"A red circle.{EOS_TOKEN}"
+    question = conversation((0, "\nDescribe it."), "A red circle.", images=1)
+    aligned = with_rules(encoder, template=Template.alignment).encode(question)
+    np.testing.assert_array_equal(aligned.ids, example.ids)
+
+
 def test_rules_are_checked():
-    with pytest.raises(ConfigError, match="unknown template 'chatml'; choices: deepseek"):
-        dataclasses.replace(RULES, template="chatml")
     with pytest.raises(ConfigError, match="sequence_length is 1"):
         dataclasses.replace(RULES, sequence_length=1)

@@ -27,8 +27,8 @@ def photo(width: int, height: int) -> Image.Image:
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def decode(data: bytes, side: int = 32, mode="exact") -> np.ndarray:
-    return decode_square(data, side=side, pad_color=PAD, mode=mode)
+def decode(data: bytes, side: int = 32, mode="exact", rounding="official") -> np.ndarray:
+    return decode_square(data, side=side, pad_color=PAD, rounding=rounding, mode=mode)
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
@@ -53,11 +53,39 @@ def test_probe_needs_the_header_only():
     ],
 )
 def test_square_layout_as_published(size, layout):
-    assert square_layout(*size, side=1024) == layout
+    assert square_layout(*size, side=1024, rounding="official") == layout
+
+
+@pytest.mark.parametrize(
+    ("size", "layout"),
+    [
+        ((3, 2), (1024, 683, 0, 170)),  # round(682.67)
+        ((512, 257), (1024, 514, 0, 255)),
+        ((2048, 1001), (1024, 500, 0, 262)),  # 500.5: to the even one
+        ((2048, 1003), (1024, 502, 0, 261)),  # 501.5: to the even one
+        ((1, 4000), (14, 1024, 505, 0)),
+    ],
+)
+def test_square_layout_as_transformers_rounds(size, layout):
+    assert square_layout(*size, side=1024, rounding="transformers") == layout
+    # Nothing else of it differs from the released layout.
+    left_out = square_layout(*size, side=1024, rounding="official")
+    assert all(abs(a - b) <= 1 for a, b in zip(layout, left_out, strict=True))
+
+
+def _shorts(rounding: str) -> list[int]:
+    """Short sides of pictures 1000 wide in a square of 384, by height."""
+    return [square_layout(1000, h, side=384, rounding=rounding)[1] for h in range(37, 1001)]
+
+
+def test_both_roundings_against_whole_number_arithmetic():
+    heights = range(37, 1001)  # below, the least of 14 pixels holds
+    assert _shorts("official") == [h * 384 // 1000 for h in heights]
+    assert _shorts("transformers") == [(2 * h * 384 + 1000) // 2000 for h in heights]
 
 
 def test_layout_of_a_side_below_the_shortest_side():
-    assert square_layout(100, 1, side=8) == (8, 8, 0, 0)
+    assert square_layout(100, 1, side=8, rounding="official") == (8, 8, 0, 0)
 
 
 def test_square_is_bicubic_inside_and_pad_colour_outside():
@@ -101,11 +129,43 @@ def test_transparent_palette_and_grey_with_alpha():
         (Image.new("1", (32, 32), 1), "PNG", (255, 255, 255)),
         (Image.fromarray(np.full((32, 32), 0x1234, dtype=np.uint16)), "PNG", (0x12,) * 3),
         (Image.new("CMYK", (32, 32), (0, 255, 255, 0)), "TIFF", (255, 0, 0)),
+        (Image.new("CMYK", (32, 32), (0, 255, 255, 0)), "JPEG", (255, 0, 0)),
+        (Image.new("LA", (32, 32), (9, 255)), "PNG", (9, 9, 9)),
         (Image.new("F", (32, 32), 0.5), "TIFF", (0, 0, 0)),
     ],
 )
 def test_every_mode_ends_as_rgb(image, image_format, expected):
     assert (decode(stored(image, image_format)) == expected).all()
+
+
+def test_an_opaque_palette_shows_its_colours():
+    palette = Image.new("P", (32, 32), 1)
+    palette.putpalette([9, 9, 9, 10, 200, 30])
+    assert (decode(stored(palette)) == (10, 200, 30)).all()
+
+
+def test_sixteen_bits_a_channel_keep_the_high_byte():
+    """A PNG by hand: Pillow writes none of this kind."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0)
+    row = b"\0" + struct.pack(">HHH", 0x0A0F, 0xC8F0, 0x1E01) * 32
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    data += chunk(b"IDAT", zlib.compress(row * 32)) + chunk(b"IEND", b"")
+    assert (decode(data) == (0x0A, 0xC8, 0x1E)).all()
+
+
+def test_half_transparency_by_hand():
+    """200 at alpha 51 (a fifth) over 100: 0.2 * 200 + 0.8 * 100."""
+    image = Image.new("RGBA", (32, 32), (200, 200, 200, 51))
+    square = decode_square(
+        stored(image), side=32, pad_color=(100, 100, 100), rounding="official", mode="exact"
+    )
+    assert (square == 120).all()
 
 
 def test_float_greys_are_stretched():

@@ -6,13 +6,14 @@ import dataclasses
 
 import pytest
 
-from stages import POLICIES, policy_of
+from stages import POLICIES, policy_of, start_of
 from vltrain.batch import Learn, RecordKind
+from vltrain.errors import ConfigError
 
 TRAINS = {  # DeepSeek-VL 3.2: may, must
     1: ({"adaptor"}, {"adaptor"}),
     2: ({"adaptor", "language"}, {"adaptor", "language"}),
-    3: ({"adaptor", "language", "siglip"}, {"adaptor", "language"}),
+    3: ({"adaptor", "language", "siglip", "vit"}, {"adaptor", "language"}),
 }
 TRAINS_VL2 = {  # DeepSeek-VL2 4.1: all of it, always
     1: {"siglip", "adaptor"},
@@ -53,7 +54,7 @@ def test_policies_are_values(policy) -> None:
 def test_names_agree_with_the_config(compose, number: int) -> None:
     config = compose(f"stage={number}", "+experiment=demo")
     assert config.stage.name == policy_of(number).name
-    assert set(config.stage.trainable) == TRAINS[number][0]
+    assert set(config.stage.trainable) == TRAINS[number][0] - {"vit"}  # the demo has none
 
 
 @pytest.mark.parametrize(
@@ -77,3 +78,34 @@ def test_pictures_without_a_multimodal_source(compose) -> None:
         del config.data.sources[name]
     with pytest.raises(Exception, match="30% multimodal data and no source"):
         policy_of(2).check(config)
+
+
+@pytest.mark.parametrize(
+    ("number", "without", "predecessors", "may_be_new"),
+    [
+        (1, [], {0}, {"adaptor"}),
+        (2, [], {0, 1}, set()),
+        (3, [], {0, 2}, set()),
+        # DeepSeek-VL Table 9: stages 2 and 3 alone; stages 1 and 3; and stage 3 by itself.
+        (2, [1], {0}, {"adaptor"}),
+        (3, [2], {0, 1}, set()),
+        (3, [1, 2], {0}, {"adaptor"}),
+    ],
+)
+def test_stages_left_out(number, without, predecessors, may_be_new) -> None:
+    start = start_of(number, without=without)
+    assert (start.predecessors, start.may_be_new) == (predecessors, may_be_new)
+
+
+@pytest.mark.parametrize(
+    ("number", "without", "said"),
+    [
+        (1, [2], r"stage 1 \(align\): stage.without=\[2\].*may leave out nothing"),
+        (3, [1], "does not come straight after 1; it may leave out 2"),
+        (3, [0], "does not come straight after 0; it may leave out 2"),
+        (2, [2], "it may leave out 1"),
+    ],
+)
+def test_a_stage_leaves_out_only_what_comes_before_it(number, without, said) -> None:
+    with pytest.raises(ConfigError, match=said):
+        start_of(number, without=without)

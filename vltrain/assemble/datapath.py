@@ -73,6 +73,7 @@ def build_encoder(config: RunConfig, tokenizer: TextTokenizer) -> Encoder:
         geometry=config.model.geometry,
         rules=EncodeRules(
             learn=config.stage.learn,
+            template=config.stage.template,
             system_prompt=config.stage.system_prompt or "",
             sequence_length=packing.sequence_length,
             image_tokens_on_top=packing.image_tokens_on_top,
@@ -122,6 +123,7 @@ def micro_batch_dataset(config: RunConfig, data: DataPath) -> MicroBatchDataset:
         image_token_id=config.model.image_token_id,
         image_side=config.model.image_side,
         pad_color=config.model.pad_color,
+        rounding=config.model.image_rounding.value,
         decode=config.data.decode,
     )
 
@@ -167,7 +169,7 @@ def work_cost(config: RunConfig) -> WorkCost:
     return WorkCost(
         token=language(tokens=1),
         token_squared=language(sum_squared_document_tokens=1),
-        image_token=language(squares=1) / config.model.tokens_per_square,
+        image_token=language(squares=1) / config.model.visual_grid**2,
     )
 
 

@@ -35,13 +35,16 @@ NOT_THE_MODEL = (
     "loss_chunk_tokens",
     "activation_checkpointing",
     "encode_images_at_once",
+    "image_rounding",
 )
 """Fields of the model config that change where or how it is computed, not what it is."""
 
 _CAUSES = {
     Accept.stage: ("stage.",),
     Accept.seed: ("run.seed",),
-    Accept.recipe: ("data.", "stage.learn", "stage.system_prompt", "model.tokenizer"),
+    Accept.recipe: (
+        *("data.", "stage.learn", "stage.template", "stage.system_prompt", "model.tokenizer"),
+    ),
     Accept.model: ("model.",),
     Accept.tokenizer: ("model.tokenizer", "model.image_token", "model.weights.language"),
 }
@@ -53,9 +56,18 @@ _NO_CAUSES = (
 
 
 def model_digest(config: ModelConfig) -> str:
-    """xxh3-128 hex over the fields that make the model what it is."""
-    fields = {k: v for k, v in asdict(config).items() if k not in NOT_THE_MODEL}
+    """xxh3-128 hex over the fields that make the model what it is. What a model does not have
+    (null) is left out, so that a kind of part that was added later changes no other model."""
+    fields = _present({k: v for k, v in asdict(config).items() if k not in NOT_THE_MODEL})
     return xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True, default=str).encode())
+
+
+def _present(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _present(value) if isinstance(value, dict) else value
+        for key, value in fields.items()
+        if value is not None
+    }
 
 
 def expected_of(config: RunConfig, encoder: Encoder) -> Expected:

@@ -10,8 +10,9 @@ from vltrain.metrics.throughput import (
     ModelShape,
     SamShape,
     SiglipShape,
+    VitShape,
 )
-from vltrain.models.config import ModelConfig
+from vltrain.models.config import ModelConfig, SiglipConfig, VitConfig
 from vltrain.models.moe_config import MlaConfig, MoeConfig
 
 
@@ -31,13 +32,10 @@ def model_shape(config: ModelConfig) -> ModelShape:
             num_global_layers=len(sam.global_layers),
             out_channels=sam.out_channels,
         ),
-        siglip=SiglipShape(
-            image_size=siglip.image_size,
-            patch_size=siglip.patch_size,
-            width=siglip.width,
-            layers=siglip.layers,
-            ffn=siglip.ffn,
-        ),
+        siglip=None if siglip is None else _siglip(siglip),
+        vit=None if config.vit is None else _vit(config.vit),
+        grid=config.visual_grid,
+        adaptor=config.adaptor.kind.value,
         language=LanguageShape(
             width=language.width,
             layers=language.layers,
@@ -48,7 +46,6 @@ def model_shape(config: ModelConfig) -> ModelShape:
             latent=None if language.mla is None else _latent(language.mla),
             experts=None if language.moe is None else _experts(language.moe),
         ),
-        shuffles=config.tiling is not None,
     )
 
 
@@ -69,3 +66,20 @@ def _experts(config: MoeConfig) -> ExpertsShape:
         ffn=config.ffn,
         dense_layers=config.dense_layers,
     )
+
+
+def _siglip(config: SiglipConfig) -> SiglipShape:
+    return SiglipShape(
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        width=config.width,
+        layers=config.layers,
+        ffn=config.ffn,
+    )
+
+
+def _vit(config: VitConfig) -> VitShape:
+    from vltrain.models.vit import probe  # here: it builds the class, which only such a model needs
+
+    facts = probe(config)
+    return VitShape(width=facts.width, forward=facts.flops)

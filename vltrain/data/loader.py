@@ -38,6 +38,7 @@ from vltrain.batch import (
 from vltrain.data.collate import ReadPiece, collate
 from vltrain.data.config import DecodeMode
 from vltrain.errors import DataError, RecordFault, VltrainError
+from vltrain.processing.images import Rounding
 from vltrain.processing.tile_images import squares_of
 
 SHOWN_PACKS = 8
@@ -67,7 +68,8 @@ class ReadFailure:
 class MicroBatchDataset(Dataset):
     """Map-style: a MicroBatchPlan is the index.
 
-    modalities: of each source, in recipe order. image_side in pixels; pad_color is RGB, 0 to 255.
+    modalities: of each source, in recipe order. image_side in pixels; pad_color is RGB, 0 to 255;
+    rounding: see ``processing.images.square_layout``.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class MicroBatchDataset(Dataset):
         image_token_id: int,
         image_side: int,
         pad_color: Sequence[int],
+        rounding: Rounding,
         decode: DecodeMode,
     ) -> None:
         self._reader = reader
@@ -85,6 +88,7 @@ class MicroBatchDataset(Dataset):
         self._image_token_id = image_token_id
         self._image_side = image_side
         self._pad_color = tuple(pad_color)
+        self._rounding: Rounding = rounding
         self._decode = decode
 
     def __getitem__(self, plan: MicroBatchPlan) -> MicroBatch:
@@ -113,6 +117,7 @@ class MicroBatchDataset(Dataset):
                     image,
                     side=self._image_side,
                     pad_color=self._pad_color,
+                    rounding=self._rounding,
                     mode=self._decode.value,
                 )
                 for image in example.images

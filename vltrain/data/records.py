@@ -8,8 +8,10 @@ be used raises RecordFault.
 The four kinds, in our own layout: caption ``<key>.<image>`` and ``<key>.txt``; text
 ``<key>.txt``; interleaved ``<key>.json`` {"texts": [str|null, ...], "images": [null|"0.png",
 ...]}; conversation ``<key>.json`` {"messages": [{"role", "content"}, ...]}, where every
-``<image>`` in a user's text stands for the next image. LLaVA's {"conversations": [{"from",
-"value"}, ...]} is read too.
+``<image>`` in a content that is text stands for the next image. LLaVA's {"conversations": [{"from",
+"value"}, ...]} is read too, and a content that is OpenAI's list of parts: {"type": "text", "text"},
+in which ``<image>`` is a word like any other, and {"type": "image"} or {"type": "image_url",
+"image_url": {"url"}}, which stands for the next image whether it names it or not.
 """
 
 from __future__ import annotations
@@ -179,27 +181,47 @@ def _conversation(record: _Record) -> _Parsed:
     turns: list[Turn] = []
     marks = 0
     for row in rows:
-        role, text = _message(row)
-        pieces = text.split(IMAGE_MARK)
-        content: list[str | int] = [pieces[0]] if pieces[0] else []
-        for piece in pieces[1:]:
-            content += [marks, piece] if piece else [marks]
-            marks += 1
+        role, pieces = _message(row)
+        content: list[str | int] = []
+        for piece in pieces:
+            if piece is None:
+                content.append(marks)
+                marks += 1
+            elif piece:
+                content.append(piece)
         turns.append(Turn(role=role, content=tuple(content)))
     if marks != len(names):
         raise RecordFault("image_count", f"{marks} {IMAGE_MARK} marks but {len(names)} images")
     return tuple(turns), [record.image(name) for name in names]
 
 
-def _message(row: object) -> tuple[Role, str]:
+def _message(row: object) -> tuple[Role, list[str | None]]:
+    """Role and content: texts, and None for each image."""
     if not isinstance(row, dict):
         raise RecordFault("bad_record", f"a message is a {type(row).__name__}, not an object")
-    name, text = row.get("role", row.get("from")), row.get("content", row.get("value"))
+    name, content = row.get("role", row.get("from")), row.get("content", row.get("value"))
     if not isinstance(name, str) or name not in _ROLES:
         raise RecordFault("bad_record", f"role {name!r} is none of {sorted(_ROLES)}")
-    if not isinstance(text, str):
-        raise RecordFault("bad_record", f"content of a {name} message is no text")
-    return _ROLES[name], text
+    if isinstance(content, str):
+        texts = content.split(IMAGE_MARK)
+        return _ROLES[name], [p for text in texts for p in (None, text)][1:]
+    if isinstance(content, list):
+        return _ROLES[name], [_part(part, name=name) for part in content]
+    raise RecordFault("bad_record", f"content of a {name} message is no text")
+
+
+def _part(part: object, *, name: str) -> str | None:
+    """One of OpenAI's parts: its text, or None for an image."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(part, dict) and kind == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    if kind in ("image", "image_url"):
+        return None
+    raise RecordFault(
+        "bad_record",
+        f"a part of a {name} message has type {kind!r}: expected text (with text), image or "
+        "image_url",
+    )
 
 
 _PARSERS: dict[RecordKind, Callable[[_Record], _Parsed]] = {

@@ -20,7 +20,7 @@ from torch import Tensor
 from vltrain.batch import IGNORE, Example
 from vltrain.models.build import BuiltModel
 from vltrain.models.generate import generate
-from vltrain.processing.images import decode_square
+from vltrain.processing.images import Rounding, decode_square
 
 Item = TypeVar("Item")
 
@@ -59,7 +59,7 @@ class Generator(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """One loaded model. image_side: side of the squares it reads, pixels. pad_color: RGB, 0 to 255;
-    a blanked picture is a square of it."""
+    a blanked picture is a square of it. rounding: of scaled pictures, as it was trained."""
 
     scorer: Scorer
     towers: ImageEncoder
@@ -67,6 +67,7 @@ class Subject:
     device: torch.device
     image_side: int
     pad_color: tuple[int, int, int]
+    rounding: Rounding
 
     def squares(self, example: Example) -> np.ndarray:
         """The example's pictures, uint8 (m, S, S, 3). Raises RecordFault for one that is
@@ -74,7 +75,11 @@ class Subject:
         squares = np.empty((len(example.images), self.image_side, self.image_side, 3), np.uint8)
         for number, image in enumerate(example.images):
             squares[number] = decode_square(
-                image.data, side=self.image_side, pad_color=self.pad_color, mode="exact"
+                image.data,
+                side=self.image_side,
+                pad_color=self.pad_color,
+                rounding=self.rounding,
+                mode="exact",
             )
         return squares
 
@@ -133,6 +138,7 @@ def subject_of(built: BuiltModel, *, end_id: int) -> Subject:
         device=next(built.module.parameters()).device,
         image_side=config.image_side,
         pad_color=(red, green, blue),
+        rounding=config.image_rounding.value,
     )
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from vltrain.errors import ConfigError
 
-PARTS = ("sam", "siglip", "adaptor", "language")
+PARTS = ("sam", "siglip", "vit", "adaptor", "language")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +64,15 @@ class ExpertsShape:
     shared: int
     ffn: int
     dense_layers: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VitShape:
+    """Any other tower. width: of a patch's state. forward: operations of one image, as counted by
+    whoever knows the tower."""
+
+    width: int
+    forward: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,13 +127,20 @@ class LanguageShape:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelShape:
-    """``sam`` is None for the model with SigLIP alone. shuffles: the adaptor makes one token of
-    2 x 2 patches (DeepSeek-VL2)."""
+    """A tower that the model does not have is None. grid: side of the grid of visual tokens.
+    adaptor: its kind, by the name that the config gives it."""
 
     sam: SamShape | None
-    siglip: SiglipShape
+    siglip: SiglipShape | None
+    vit: VitShape | None
+    grid: int
+    adaptor: str
     language: LanguageShape
-    shuffles: bool = False
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Those that the model has, the high-resolution one first."""
+        return tuple(t for t in ("sam", "vit", "siglip") if getattr(self, t) is not None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,12 +160,13 @@ class Flops:
 
     sam: float
     siglip: float
+    vit: float
     adaptor: float
     language: float
 
     @property
     def total(self) -> float:
-        return self.sam + self.siglip + self.adaptor + self.language
+        return self.sam + self.siglip + self.vit + self.adaptor + self.language
 
 
 def count_flops(shape: ModelShape, *, trained: Collection[str], work: Work) -> Flops:
@@ -157,17 +174,20 @@ def count_flops(shape: ModelShape, *, trained: Collection[str], work: Work) -> F
 
     Raises ConfigError for an unknown part, or ``sam`` where the model has none.
     """
-    parts = [p for p in PARTS if p != "sam" or shape.sam is not None]
+    parts = [p for p in PARTS if p in (*shape.towers, "adaptor", "language")]
     for part in trained:
         if part not in parts:
             raise ConfigError(
                 f"cannot count part {part!r}; this model's parts are {', '.join(parts)}"
             )
-    sam_trains, siglip_trains = "sam" in trained, "siglip" in trained
-    sam = sam_forward(shape.sam) if shape.sam is not None else 0.0
+
+    def tower(part: str, forward: float) -> float:
+        return work.squares * forward * (3 if part in trained else 1)
+
     return Flops(
-        sam=work.squares * sam * (3 if sam_trains else 1),
-        siglip=work.squares * siglip_forward(shape.siglip) * (3 if siglip_trains else 1),
+        sam=tower("sam", sam_forward(shape.sam) if shape.sam is not None else 0.0),
+        siglip=tower("siglip", siglip_forward(shape.siglip) if shape.siglip is not None else 0.0),
+        vit=tower("vit", shape.vit.forward if shape.vit is not None else 0.0),
         adaptor=work.squares * _adaptor(shape, trained=trained),
         language=_language(shape.language, trained=trained, work=work),
     )
@@ -204,10 +224,10 @@ def _neck(shape: SamShape) -> float:
 
 
 def _convolutions(shape: ModelShape) -> tuple[float, float]:
-    """The two 3x3 convolutions of stride 2 on the map that is resized to 4 x SigLIP's grid; each
+    """The two 3x3 convolutions of stride 2 on the map that is resized to 4 x the visual grid; each
     doubles the channels."""
     assert shape.sam is not None
-    side = shape.siglip.image_size // shape.siglip.patch_size
+    side = shape.grid
     channels = shape.sam.out_channels
     first = 2 * (2 * side) ** 2 * 9 * channels * 2 * channels
     second = 2 * side**2 * 9 * 2 * channels * 4 * channels
@@ -217,30 +237,46 @@ def _convolutions(shape: ModelShape) -> tuple[float, float]:
 def _adaptor(shape: ModelShape, *, trained: Collection[str]) -> float:
     """Forward and backward for one square."""
     trains = "adaptor" in trained
-    side = shape.siglip.image_size // shape.siglip.patch_size
-    tokens, channels = side**2, shape.siglip.width
-    if shape.shuffles:
-        tokens, channels = (-(-side // 2)) ** 2, 4 * channels
-    width = shape.language.width
+    width, tokens = shape.language.width, shape.grid**2
+    before = {tower: tower in trained for tower in shape.towers}
 
     def linear(forward: float, *, trains_before: bool) -> float:
         return forward * (1 + trains + trains_before)
 
-    before_low = "siglip" in trained
-    if shape.sam is None:
-        first = linear(2 * tokens * channels * width, trains_before=before_low)
-        return first + linear(2 * tokens * width * width, trains_before=trains or before_low)
-    before_high = "sam" in trained
-    conv_first, conv_second = _convolutions(shape)
-    high_in, half = 4 * shape.sam.out_channels, width // 2
-    return (
-        linear(_neck(shape.sam), trains_before=before_high)
-        + linear(conv_first, trains_before=before_high)  # branch of SAM's own neck
-        + linear(conv_first + 2 * conv_second, trains_before=trains or before_high)
-        + linear(2 * tokens * high_in * half, trains_before=trains or before_high)
-        + linear(2 * tokens * shape.siglip.width * half, trains_before=before_low)
-        + linear(2 * tokens * width * width, trains_before=trains or before_high or before_low)
-    )
+    total = 0.0
+    if shape.sam is not None:
+        first, second = _convolutions(shape)
+        total += linear(_neck(shape.sam), trains_before=before["sam"])
+        total += linear(first, trains_before=before["sam"])  # branch of SAM's own neck
+        before["sam"] = trains or before["sam"]
+        total += linear(first + 2 * second, trains_before=before["sam"])
+    any_before = trains or any(before.values())
+    last = linear(2 * tokens * width * width, trains_before=any_before)
+    channels = _channels(shape)
+    if shape.adaptor in ("mlp", "shared", "tiles"):
+        joined = 2 * tokens * sum(channels.values()) * width
+        return total + linear(joined, trains_before=any(before.values())) + last
+    # The pooled kinds read half as many tokens of twice the channels, into the whole width.
+    branch = width if shape.adaptor.startswith("pool_") else width // 2
+    for tower, own in channels.items():
+        total += linear(2 * tokens * own * branch, trains_before=before[tower])
+        if shape.adaptor == "separate":
+            own_last = 2 * tokens * branch * branch
+            total += linear(own_last, trains_before=trains or before[tower])
+    return total if shape.adaptor == "separate" else total + last
+
+
+def _channels(shape: ModelShape) -> dict[str, int]:
+    """Channels of a visual token by tower, as the aligner reads them."""
+    found = {}
+    if shape.sam is not None:
+        found["sam"] = 4 * shape.sam.out_channels
+    if shape.vit is not None:
+        found["vit"] = shape.vit.width
+    if shape.siglip is not None:
+        patches = 4 if shape.adaptor == "tiles" else 1  # of each visual token
+        found["siglip"] = patches * shape.siglip.width
+    return found
 
 
 def _language(shape: LanguageShape, *, trained: Collection[str], work: Work) -> float:

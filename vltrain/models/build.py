@@ -18,19 +18,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from vltrain.errors import ConfigError
-from vltrain.models.adaptor import AnyAdaptor, HybridAdaptor, build_adaptor
-from vltrain.models.config import AdaptorKind, ModelConfig
+from vltrain.models.adaptor import Adaptor, build_adaptor
+from vltrain.models.check import check_model
+from vltrain.models.config import TOWERS, ModelConfig, Recompute
 from vltrain.models.language import LanguageModel
 from vltrain.models.model import VisionLanguageModel
 from vltrain.models.moe_language import MoeLanguageModel
 from vltrain.models.moe_model import MoeVisionLanguageModel
-from vltrain.models.trainable import PARTS, check_parts, mark_trainable, part_of, parts_of
-from vltrain.models.vision import TOWERS, FrozenTowers, SamTower, SiglipTower
-from vltrain.models.vl2_check import check_experts, check_tiles
+from vltrain.models.recompute import recompute_layers
+from vltrain.models.tile_adaptor import TileAdaptor
+from vltrain.models.trainable import check_parts, mark_trainable, part_of, parts_of
+from vltrain.models.vision import FrozenTowers, SamTower, SiglipTower
+from vltrain.models.vit import VitTower, probe
 
 Keep = Callable[[nn.Parameter], None]
 """What is done with a parameter of the engine's module once it has its value (collective)."""
+
+_SEED_PLACES = {"sam": 0, "siglip": 1, "adaptor": 2, "language": 3, "vit": 2**32}
+"""Which seed a part draws from, so that a part's numbers depend on no other part."""
+_SEEDS_PER_RUN = 4
 
 
 def kept_whole(parameter: nn.Parameter) -> None:
@@ -110,6 +116,10 @@ def build_model(
     """
     check_model(config)
     check_parts(config, parts=trainable)
+    never_train: list[str] = []
+    if config.vit is not None:  # first: what it draws must not depend on who looked at it before
+        unused = probe(config.vit).unused
+        never_train = [f"vit.{name}" for name in unused] if "vit" in trainable else []
     device = torch.device(device)
     towers: dict[str, nn.Module] = {}
     for part in TOWERS:
@@ -117,6 +127,9 @@ def build_model(
             part_dtype = dtype if part in trainable else frozen_dtype
             with _construction(part, seed, dtype=part_dtype, device=device, unfilled=unfilled):
                 towers[part] = _build_tower(config, part=part)
+            if part in trainable:
+                how = Recompute(getattr(config.activation_checkpointing, part))
+                recompute_layers(towers[part], how=how, part=part)
     with _construction("adaptor", seed, dtype=dtype, device=device, unfilled=unfilled):
         adaptor = build_adaptor(config)
     with _construction("language", seed, dtype=dtype, device=device, unfilled=unfilled):
@@ -126,7 +139,7 @@ def build_model(
         _start_neck_from_sam(adaptor, towers.get("sam"))
     trained = {part: tower for part, tower in towers.items() if part in trainable}
     module = _module(config, language=language, adaptor=adaptor, towers=trained)
-    names = mark_trainable(module, parts=trainable, freeze=freeze)
+    names = mark_trainable(module, parts=trainable, freeze=[*freeze, *never_train])
     frozen = FrozenTowers(
         config,
         towers={part: tower for part, tower in towers.items() if part not in trainable},
@@ -143,7 +156,7 @@ def _module(
     config: ModelConfig,
     *,
     language: LanguageModel | MoeLanguageModel,
-    adaptor: AnyAdaptor,
+    adaptor: Adaptor | TileAdaptor,
     towers: dict[str, nn.Module],
 ) -> VisionLanguageModel:
     if isinstance(language, LanguageModel):
@@ -156,47 +169,13 @@ def _module(
     )
 
 
-def check_model(config: ModelConfig) -> None:
-    """Raises ConfigError where the parts of ``config`` do not fit together."""
-    hybrid = config.adaptor.kind == AdaptorKind.hybrid_split
-    if hybrid != (config.sam is not None):
-        have = "has a SAM tower" if config.sam is not None else "has no SAM tower"
-        raise ConfigError(
-            f"model {config.name!r} {have} but model.adaptor.kind is "
-            f"{config.adaptor.kind.value!r}: hybrid_split reads SAM and SigLIP, mlp SigLIP alone"
-        )
-    if config.image_token_id >= config.language.vocab_size:
-        raise ConfigError(
-            f"model.image_token_id is {config.image_token_id} but model.language.vocab_size is "
-            f"{config.language.vocab_size}: the image token needs a row of the embedding"
-        )
-    if config.adaptor.train_sam_neck and config.sam is None:
-        raise ConfigError(
-            f"model.adaptor.train_sam_neck needs a SAM tower; {config.name!r} has none"
-        )
-    widths = {"siglip": config.siglip, "language": config.language}
-    for part, sizes in (widths | ({"sam": config.sam} if config.sam is not None else {})).items():
-        if sizes.width % (2 * sizes.heads) != 0:
-            raise ConfigError(
-                f"model.{part}.width is {sizes.width} and model.{part}.heads is {sizes.heads}: "
-                "expected a width that divides into heads of an even size"
-            )
-    check_experts(config.language)
-    check_tiles(config)
-    if config.sam is not None:
-        layers = config.sam.global_layers
-        if not layers or not all(0 <= layer < config.sam.layers for layer in layers):
-            raise ConfigError(
-                f"model.sam.global_layers is {layers}: expected one number or more, each from 0 "
-                f"to {config.sam.layers - 1} (model.sam.layers is {config.sam.layers})"
-            )
-
-
 def _start_neck_from_sam(adaptor: nn.Module, sam: nn.Module | None) -> None:
-    """Copy SAM's own neck into the adaptor's second neck: how the released code starts it."""
-    if not isinstance(adaptor, HybridAdaptor) or sam is None:
+    """Copy SAM's own neck into the adaptor's second neck: how the released code starts it. Without
+    a SAM there is none."""
+    if sam is None:
         return
     assert isinstance(sam, SamTower)
+    assert isinstance(adaptor, Adaptor)
     neck = adaptor.sam_neck if sam.neck is None else sam.neck
     assert neck is not None, "SAM's own neck is in the tower or in the adaptor"
     with torch.no_grad():
@@ -206,7 +185,11 @@ def _start_neck_from_sam(adaptor: nn.Module, sam: nn.Module | None) -> None:
 
 def _build_tower(config: ModelConfig, *, part: str) -> nn.Module:
     if part == "siglip":
+        assert config.siglip is not None
         return SiglipTower(config.siglip)
+    if part == "vit":
+        assert config.vit is not None
+        return VitTower(config.vit, width=probe(config.vit).width)
     assert config.sam is not None
     return SamTower(config.sam, with_neck=not config.adaptor.train_sam_neck)
 
@@ -230,7 +213,7 @@ def _construction(
         stack.enter_context(torch.device(device))
         if part in unfilled:
             stack.callback(register_module_parameter_registration_hook(_without_value).remove)
-        torch.manual_seed(seed * len(PARTS) + PARTS.index(part))
+        torch.manual_seed(seed * _SEEDS_PER_RUN + _SEED_PLACES[part])
         torch.set_default_dtype(dtype)
         try:
             yield

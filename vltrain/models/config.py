@@ -5,12 +5,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
 from vltrain.models.moe_config import ExpertsKind, MlaConfig, MoeConfig, RouterConfig
-from vltrain.processing.geometry import FixedGeometry, Geometry, TiledGeometry
+from vltrain.processing.geometry import FixedGeometry, Geometry, TiledGeometry, patch_grid
 from vltrain.processing.tiling import TilingRule
+
+TOWERS: tuple[str, ...] = ("sam", "siglip", "vit")
+"""Parts that see pictures."""
+PARTS: tuple[str, ...] = (*TOWERS, "adaptor", "language")
 
 
 class Attention(str, Enum):
@@ -21,8 +26,15 @@ class Attention(str, Enum):
 
 
 class AdaptorKind(str, Enum):
-    hybrid_split = "hybrid_split"  # 7B: two projections, concat high first, GELU, Linear
-    mlp = "mlp"  # 1.3B: Linear, GELU, Linear on SigLIP alone
+    """How towers become visual tokens (DeepSeek-VL 3.1, Table 10). Tokens are as many with each,
+    but for tiles."""
+
+    mlp = "mlp"  # one tower (1.3B): Linear, GELU, Linear
+    hybrid_split = "hybrid_split"  # 7B: a projection each, concatenated channels, GELU, Linear
+    shared = "shared"  # concatenated channels, one MLP for both
+    separate = "separate"  # an MLP each, concatenated channels
+    pool_width = "pool_width"  # neighbours in a row become one token; one tower after the other
+    pool_height = "pool_height"  # neighbours in a column
     tiles = "tiles"  # VL2: pixel shuffle, Linear, GELU, Linear; newlines and a separator
 
 
@@ -31,6 +43,21 @@ class Activation(str, Enum):
 
     gelu = "gelu"  # exact, as DeepSeek-VL runs it
     gelu_tanh = "gelu_tanh"  # its tanh approximation, as DeepSeek-VL2 does
+
+
+class ImageRounding(str, Enum):
+    """How many pixels the short side of a scaled picture has (the long side has all)."""
+
+    official = "official"  # the fraction is cut off, as the released code does
+    transformers = "transformers"  # to the nearest, halves to the even number
+
+
+class Recompute(str, Enum):
+    """What a part's backward pass computes again instead of keeping it."""
+
+    none = "none"
+    selective = "selective"  # all but matrix products, convolutions and attention
+    full = "full"  # whole layers
 
 
 @dataclass
@@ -60,15 +87,38 @@ class SiglipConfig:
     ffn: int = 4096
     activation: Activation = Activation.gelu
 
-    @property
-    def side(self) -> int:
-        """Patches along one side of its square; a rest that fills no patch is not seen."""
-        return self.image_size // self.patch_size
+
+@dataclass
+class VitConfig:
+    """Any other vision transformer of transformers', such as CLIP or DINOv2. Its part is ``vit``.
+
+    ``path`` fills the rest from a published directory (config.json, preprocessor_config.json) when
+    the config is read, and stands for model.weights.vit where that is not given. Without it,
+    ``settings`` says what config.json would.
+    """
+
+    path: str | None = None
+    model_type: str = ""
+    """transformers' name of the tower: clip_vision_model, dinov2, ..."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the tower's config class; what is left out has that class's default."""
+    image_size: int = 0
+    """Side of the tower's view in pixels; another than the one in settings needs a tower that
+    resizes its position table."""
+    patch_size: int = 0
+    mean: list[float] = field(default_factory=list)
+    std: list[float] = field(default_factory=list)
+    state: int = -1
+    """-1: the tower's last state; -2: the state before its last layer (LLaVA's choice with
+    CLIP)."""
 
 
 @dataclass
 class AdaptorConfig:
     kind: AdaptorKind = AdaptorKind.hybrid_split
+    grid: int | None = None
+    """Side of the grid of visual tokens where SAM is the only tower; otherwise the other tower
+    gives it."""
     train_sam_neck: bool = False
     """True: SAM's own neck trains with the adaptor, as the released code would (facts 1.2)."""
 
@@ -113,9 +163,22 @@ class WeightsConfig:
 
     sam: str | None = None
     siglip: str | None = None
+    vit: str | None = None
     adaptor: str | None = None
     language: str | None = None
     allow_random: bool = False
+
+
+@dataclass
+class RecomputeConfig:
+    """Activation checkpointing by part (non-reentrant). It costs no memory where nothing trains, so
+    a part that does not need a gradient ignores it."""
+
+    sam: Recompute = Recompute.none
+    siglip: Recompute = Recompute.none
+    vit: Recompute = Recompute.none
+    adaptor: Recompute = Recompute.none
+    language: Recompute = Recompute.none
 
 
 @dataclass
@@ -123,8 +186,9 @@ class ModelConfig:
     name: str = MISSING
     family: str = "deepseek_vl"
     sam: SamConfig | None = None
-    """None: SigLIP alone (the published 1.3B)."""
-    siglip: SiglipConfig = field(default_factory=SiglipConfig)
+    """None: no SAM (the published 1.3B has SigLIP alone)."""
+    siglip: SiglipConfig | None = field(default_factory=SiglipConfig)
+    vit: VitConfig | None = None
     adaptor: AdaptorConfig = field(default_factory=AdaptorConfig)
     tiling: TilingConfig | None = None
     """None: every image is one square."""
@@ -139,40 +203,58 @@ class ModelConfig:
     router: RouterConfig = field(default_factory=RouterConfig)
     loss_chunk_tokens: int = 2048
     """Labelled positions whose logits exist at one time."""
-    activation_checkpointing: bool = False
-    """Recompute the language model's layers in the backward pass (non-reentrant)."""
+    activation_checkpointing: RecomputeConfig = field(default_factory=RecomputeConfig)
     encode_images_at_once: int = 8
     """Images that a frozen tower encodes at one time."""
     pad_color: list[int] = field(default_factory=lambda: [122, 116, 104])
+    image_rounding: ImageRounding = ImageRounding.official
     sam_mean: list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
     sam_std: list[float] = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
     siglip_mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     siglip_std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
 
     @property
+    def towers(self) -> tuple[str, ...]:
+        """The towers that this model has, in the order in which the adaptor joins their channels:
+        the published "high before low", and SigLIP last."""
+        return tuple(t for t in ("sam", "vit", "siglip") if getattr(self, t) is not None)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that this model has, in ``PARTS`` order."""
+        return tuple(p for p in PARTS if p not in TOWERS or p in self.towers)
+
+    @property
+    def image_side(self) -> int:
+        """Side of the padded square that a worker hands over, in pixels: the largest view."""
+        return max((getattr(self, tower).image_size for tower in self.towers), default=0)
+
+    @property
+    def visual_grid(self) -> int:
+        """Side of the grid of a square's visual tokens: the patches of the tower that is not SAM,
+        to which SAM's are down-sampled (24 at full size); where images are tiled, 2 x 2 patches
+        make a token (14)."""
+        patches = self.siglip if self.siglip is not None else self.vit
+        if patches is None:
+            return self.adaptor.grid or 0
+        side = patch_grid(patches.image_size, patch_size=patches.patch_size)
+        return side if self.tiling is None else -(-side // 2)
+
+    @property
     def geometry(self) -> Geometry:
         """What says how many tokens an image costs."""
         if self.tiling is None:
-            return FixedGeometry(tokens_per_image=self.tokens_per_image)
+            return FixedGeometry.of_grid(self.visual_grid)
         return TiledGeometry(
-            tile_side=self.siglip.image_size,
-            tokens_per_side=-(-self.siglip.side // 2),
+            tile_side=self.image_side,
+            tokens_per_side=self.visual_grid,
             max_tiles=self.tiling.max_tiles,
             max_tiled_images=self.tiling.max_tiled_images,
             rule=self.tiling.rule,
         )
 
     @property
-    def image_side(self) -> int:
-        """Side of the padded square that a worker hands over, in pixels."""
-        return self.sam.image_size if self.sam is not None else self.siglip.image_size
-
-    @property
-    def tokens_per_square(self) -> int:
-        """Visual tokens that the adaptor makes of one square (576; with tiling 196)."""
-        return self.tokens_per_image if self.tiling is None else (-(-self.siglip.side // 2)) ** 2
-
-    @property
     def tokens_per_image(self) -> int:
-        """Visual tokens of one image without tiling: SigLIP's patches (576 at full size)."""
-        return self.siglip.side**2
+        """Visual tokens of one square (576 at full size), which is an image where there are no
+        tiles."""
+        return self.visual_grid**2

@@ -32,6 +32,7 @@ from transformers.models.deepseek_vl_hybrid.processing_deepseek_vl_hybrid import
 )
 
 from vltrain.errors import WeightsError
+from vltrain.models.check import refuse_unpublished
 from vltrain.models.config import ModelConfig
 from vltrain.models.layouts import published_name
 from vltrain.models.published import hybrid_config, siglip_only_config
@@ -91,6 +92,7 @@ def export_transformers(
 
 def _empty_model(config: ModelConfig, *, dtype: torch.dtype) -> PreTrainedModel:
     """The published class on the meta device: its names, its config.json, no memory."""
+    refuse_unpublished(config)
     record = siglip_only_config(config) if config.sam is None else hybrid_config(config)
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(record, dtype=dtype)
@@ -120,6 +122,7 @@ def _processor(
     config: ModelConfig, tokenizer: PreTrainedTokenizerFast
 ) -> DeepseekVLHybridProcessor | DeepseekVLProcessor:
     """Image views as published: padded square in bicubic, low view from it in bilinear."""
+    assert config.siglip is not None, "the published models have a SigLIP"
     low = {"height": config.siglip.image_size, "width": config.siglip.image_size}
     if config.sam is None:
         return DeepseekVLProcessor(

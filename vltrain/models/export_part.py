@@ -39,7 +39,7 @@ def export_part(
 def _record(config: ModelConfig, *, part: str) -> PretrainedConfig:
     if part == "sam" and config.sam is not None:
         return sam_vision_config(config.sam)
-    if part == "siglip":
+    if part == "siglip" and config.siglip is not None:
         return siglip_vision_config(config.siglip)
     if part == "language":
         return llama_config(config.language)

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from vltrain.models.config import Attention, ModelConfig
+from vltrain.models.config import Attention, ModelConfig, Recompute
 from vltrain.models.loss import LossHead
 from vltrain.models.published import llama_config
+from vltrain.models.recompute import recomputed
 
 
 class LanguageModel(nn.Module):
@@ -38,7 +38,7 @@ class LanguageModel(nn.Module):
         )
         nn.init.normal_(self.lm_head.weight, std=language.init_std)
         self.attention = config.attention
-        self.recompute = config.activation_checkpointing
+        self.recompute = config.activation_checkpointing.language
         self.head_dim = language.width // language.heads
         self.rope_theta = language.rope_theta
 
@@ -59,22 +59,17 @@ class LanguageModel(nn.Module):
         rotary = rotary_embedding(
             positions, dim=self.head_dim, theta=self.rope_theta, dtype=embeds.dtype
         )
-        recompute = self.recompute and torch.is_grad_enabled() and cache is None
+        how = self.recompute if cache is None else Recompute.none
         state = embeds
         for layer in self.model.layers:
-            if recompute:
-                state = checkpoint(
-                    layer,
-                    state,
-                    attention_mask=mask,
-                    position_embeddings=rotary,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
-            else:
-                state = layer(
-                    state, attention_mask=mask, position_embeddings=rotary, past_key_values=cache
-                )
+            state = recomputed(
+                layer,
+                state,
+                attention_mask=mask,
+                position_embeddings=rotary,
+                past_key_values=cache,
+                how=how,
+            )
         return self.model.norm(state)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vltrain.errors import WeightsError
 from vltrain.models.config import ModelConfig
+from vltrain.models.vit_layout import vit_layout
 
 EMBEDDING = "language.model.embed_tokens.weight"
 HEAD = "language.lm_head.weight"
@@ -109,9 +110,11 @@ class PublishedDirectory:
         self.directory = directory
         self._config_json = _read_config(directory)
         model_type = str(self._config_json.get("model_type"))
-        if model_type not in LAYOUTS:
+        layout = vit_layout(config, model_type=model_type) or LAYOUTS.get(model_type)
+        if layout is None:
             raise WeightsError(
                 f"{directory} has model_type {model_type!r}; expected one of {', '.join(LAYOUTS)}"
+                + (f", or {config.vit.model_type}" if config.vit is not None else "")
             )
         self._names: dict[Path, dict[str, str]] = {}
         unknown: list[str] = []
@@ -119,7 +122,7 @@ class PublishedDirectory:
             self._names[file] = {}
             for theirs in stored:
                 try:
-                    ours = LAYOUTS[model_type].ours(theirs)
+                    ours = layout.ours(theirs)
                 except KeyError:
                     unknown.append(theirs)
                     continue

@@ -9,7 +9,7 @@ trainable parameter gets a gradient, zero if need be. A batch without pictures r
 picture's features through the trained towers and the adaptor and adds its sum times zero. Without
 this, ZeRO 1-3 fail or hang where ranks differ in modality, and ZeRO-3 re-applies the last
 picture's gradient in silence. Cost: one picture's adaptor pass per text micro-batch (and one
-SigLIP pass where SigLIP trains).
+tower's pass where one trains).
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vltrain.models.adaptor import AnyAdaptor
+from vltrain.models.adaptor import Adaptor
+from vltrain.models.config import TOWERS
 from vltrain.models.fusion import fuse
 from vltrain.models.language import LanguageModel, segment_mask
 from vltrain.models.moe_language import MoeLanguageModel
-from vltrain.models.vision import TOWERS
+from vltrain.models.recompute import recomputed
+from vltrain.models.tile_adaptor import TileAdaptor
 
 
 class VisionLanguageModel(nn.Module):
-    """Parts: ``language``, ``adaptor``, and ``sam``/``siglip`` where they train."""
+    """Parts: ``language``, ``adaptor``, and the towers that train."""
 
     def __init__(
         self,
         *,
         language: LanguageModel | MoeLanguageModel,
-        adaptor: AnyAdaptor,
+        adaptor: Adaptor | TileAdaptor,
         towers: dict[str, nn.Module],
     ) -> None:
         super().__init__()
@@ -75,7 +77,7 @@ class VisionLanguageModel(nn.Module):
         for part in TOWERS:
             if f"{part}_pixels" in features:
                 features = features | self.get_submodule(part)(features[f"{part}_pixels"])
-        images = self.adaptor(features)
+        images = recomputed(self.adaptor, features, how=self.adaptor.recompute)
         if blank:
             return embeds + images.sum().to(embeds.dtype) * 0.0
         return fuse(embeds, images=images, image_positions=image_positions)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
@@ -26,11 +25,12 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
 )
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from vltrain.models.config import Attention, LanguageConfig, ModelConfig
+from vltrain.models.config import Attention, LanguageConfig, ModelConfig, Recompute
 from vltrain.models.language import mask_for, rotary_embedding
 from vltrain.models.loss import LossHead
 from vltrain.models.moe_config import ExpertsKind, MoeConfig, Selection
 from vltrain.models.published import llama_config
+from vltrain.models.recompute import recomputed
 from vltrain.models.router import Router, balance_penalty
 from vltrain.models.router_balance import RouterBalance
 
@@ -173,7 +173,7 @@ class MoeLanguageModel(nn.Module):
         )
         _initialise(self, std=language.init_std)
         self.attention = config.attention
-        self.recompute = config.activation_checkpointing
+        self.recompute = config.activation_checkpointing.language
         mla = language.mla
         self.rotary_dim = language.width // language.heads if mla is None else mla.rope_dim
         self.rope_theta = language.rope_theta
@@ -210,17 +210,14 @@ class MoeLanguageModel(nn.Module):
         rotary = rotary_embedding(
             positions, dim=self.rotary_dim, theta=self.rope_theta, dtype=embeds.dtype
         )
-        recompute = self.recompute and torch.is_grad_enabled() and cache is None
+        how = self.recompute if cache is None else Recompute.none
         state = embeds
         penalties, loads = [], []
         for number, layer in enumerate(self.model.layers):
-            inputs = (state, mask, rotary, real, self.balance.correction(number), cache)
-            if recompute:
-                state, penalty, load = checkpoint(
-                    layer, *inputs, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                state, penalty, load = layer(*inputs)
+            correction = self.balance.correction(number)
+            state, penalty, load = recomputed(
+                layer, state, mask, rotary, real, correction, cache, how=how
+            )
             if penalty is not None:
                 penalties.append(penalty)
                 loads.append(load)

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from vltrain.batch import IGNORE
-from vltrain.models.adaptor import AnyAdaptor
+from vltrain.models.adaptor import Adaptor
 from vltrain.models.language import segment_mask
 from vltrain.models.model import VisionLanguageModel
 from vltrain.models.moe_language import MoeLanguageModel
+from vltrain.models.tile_adaptor import TileAdaptor
 
 
 class MoeVisionLanguageModel(VisionLanguageModel):
@@ -32,7 +33,7 @@ class MoeVisionLanguageModel(VisionLanguageModel):
         self,
         *,
         language: MoeLanguageModel,
-        adaptor: AnyAdaptor,
+        adaptor: Adaptor | TileAdaptor,
         towers: dict[str, nn.Module],
         penalty_weight: float,
     ) -> None:

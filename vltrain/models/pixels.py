@@ -9,6 +9,8 @@ Cost: one float32 copy of the images at a time; rejected: float32 from the worke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,16 +19,12 @@ from vltrain.models.config import ModelConfig
 
 
 def pixel_view(config: ModelConfig, *, part: str, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """The view of tower ``part`` ("sam" or "siglip").
+    """The view of tower ``part``.
 
     images: uint8 (n, S, S, 3) on any device; n may be 0. Returns ``dtype`` (n, 3, side, side)
     there.
     """
-    if part == "sam":
-        assert config.sam is not None, "no SAM in this model"
-        side, mean, std = config.sam.image_size, config.sam_mean, config.sam_std
-    else:
-        side, mean, std = config.siglip.image_size, config.siglip_mean, config.siglip_std
+    side, mean, std = _view(config, part=part)
     assert images.dtype == torch.uint8, f"images are uint8 squares, not {images.dtype}"
     pixels = images.permute(0, 3, 1, 2).float() / 255
     if pixels.shape[-1] != side and len(pixels) > 0:
@@ -38,3 +36,15 @@ def pixel_view(config: ModelConfig, *, part: str, images: Tensor, dtype: torch.d
     mean_ = pixels.new_tensor(mean).view(3, 1, 1)
     std_ = pixels.new_tensor(std).view(3, 1, 1)
     return ((pixels - mean_) / std_).to(dtype)
+
+
+def _view(config: ModelConfig, *, part: str) -> tuple[int, Sequence[float], Sequence[float]]:
+    """Side in pixels, mean and deviation of what a tower reads."""
+    if part == "vit":
+        assert config.vit is not None, "no vit in this model"
+        return config.vit.image_size, config.vit.mean, config.vit.std
+    if part == "sam":
+        assert config.sam is not None, "no SAM in this model"
+        return config.sam.image_size, config.sam_mean, config.sam_std
+    assert config.siglip is not None, "no SigLIP in this model"
+    return config.siglip.image_size, config.siglip_mean, config.siglip_std

@@ -38,6 +38,7 @@ def llama_config(config: LanguageConfig, *, attention: str = "sdpa") -> LlamaCon
 def hybrid_config(config: ModelConfig) -> DeepseekVLHybridConfig:
     """transformers' record of a model with SAM and SigLIP."""
     assert config.sam is not None, "the hybrid class has a SAM"
+    assert config.siglip is not None, "and a SigLIP"
     return DeepseekVLHybridConfig(
         text_config=llama_config(config.language),
         vision_config=siglip_vision_config(config.siglip),
@@ -49,6 +50,7 @@ def hybrid_config(config: ModelConfig) -> DeepseekVLHybridConfig:
 
 def siglip_only_config(config: ModelConfig) -> DeepseekVLConfig:
     """transformers' record of a model with SigLIP alone."""
+    assert config.siglip is not None, "that class has a SigLIP"
     return DeepseekVLConfig(
         text_config=llama_config(config.language),
         vision_config=siglip_vision_config(config.siglip),

@@ -18,16 +18,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vltrain.errors import DataError
-from vltrain.models.config import SiglipConfig
+from vltrain.models.config import ModelConfig
+from vltrain.processing.geometry import patch_grid
 
 
 class TileAdaptor(nn.Module):
-    """Pixel shuffle and MLP (``linear1``, ``linear2``), ``image_newline``, ``view_separator``."""
+    """Pixel shuffle and MLP (``linear1``, ``linear2``), ``image_newline``, ``view_separator``.
+    ``recompute``: how its activations are kept while it trains."""
 
-    def __init__(self, config: SiglipConfig, *, width: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.side = config.side
-        self.linear1 = nn.Linear(4 * config.width, width)
+        assert config.siglip is not None, "tiles are seen by SigLIP"
+        width = config.language.width
+        self.recompute = config.activation_checkpointing.adaptor
+        self.side = patch_grid(config.siglip.image_size, patch_size=config.siglip.patch_size)
+        self.linear1 = nn.Linear(4 * config.siglip.width, width)
         self.linear2 = nn.Linear(width, width)
         self.image_newline = nn.Parameter(torch.randn(width) / width**0.5)
         self.view_separator = nn.Parameter(torch.randn(width) / width**0.5)

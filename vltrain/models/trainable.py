@@ -14,9 +14,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from vltrain.errors import ConfigError
-from vltrain.models.config import ModelConfig
-
-PARTS: tuple[str, ...] = ("sam", "siglip", "adaptor", "language")
+from vltrain.models.config import PARTS, ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +35,7 @@ def part_of(name: str) -> str:
 
 def parts_of(config: ModelConfig) -> tuple[str, ...]:
     """The parts that this model has (SigLIP alone has no ``sam``)."""
-    return tuple(part for part in PARTS if part != "sam" or config.sam is not None)
+    return config.parts
 
 
 def check_parts(config: ModelConfig, *, parts: Collection[str]) -> None:

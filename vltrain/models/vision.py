@@ -2,7 +2,8 @@
 
 A tower maps pixels to features, a dict of tensors with the image as the first dimension. SAM ends
 at its own neck and at the state after its first global block, where the adaptor's second neck
-begins; SigLIP ends at its final norm (its pooling head is not used by DeepSeek-VL).
+begins; SigLIP ends at its final norm (its pooling head is not used by DeepSeek-VL). Any other tower
+is in ``vit``.
 
 Towers that do not train live in ``FrozenTowers``, which is no submodule of what the engine wraps:
 no engine casts, partitions, saves or reduces them, and they build no graph. A tower that trains
@@ -22,8 +23,8 @@ from transformers.models.siglip.modeling_siglip import SiglipVisionModel
 
 from vltrain.models.config import Activation, ModelConfig, SamConfig, SiglipConfig
 from vltrain.models.pixels import pixel_view
-
-TOWERS = ("sam", "siglip")
+from vltrain.models.vit import VitTower
+from vltrain.processing.geometry import patch_grid
 
 _ACTIVATIONS = {Activation.gelu: "gelu", Activation.gelu_tanh: "gelu_pytorch_tanh"}
 
@@ -84,18 +85,32 @@ class SamTower(SamVisionEncoder):
         last = state if self.neck is None else self.neck(state)
         return {"sam_last": last, "sam_first_global": first_global}
 
+    def feature_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of one picture's features."""
+        assert self.pos_embed is not None
+        state = tuple(self.pos_embed.shape[1:])
+        if self.neck is None:
+            return {"sam_last": state, "sam_first_global": state}
+        necked = (self.config.output_channels, *state[:2])
+        return {"sam_last": necked, "sam_first_global": state}
+
 
 class SiglipTower(SiglipVisionModel):
     """SigLIP's image encoder without its pooling head."""
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__(siglip_vision_config(config))
+        self.patches = patch_grid(config.image_size, patch_size=config.patch_size) ** 2
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """pixel_values (n, 3, s, s) -> siglip (n, tokens, width)."""
         output = super().forward(pixel_values)
         assert isinstance(output.last_hidden_state, Tensor)
         return {"siglip": output.last_hidden_state}
+
+    def feature_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of one picture's features."""
+        return {"siglip": (self.patches, self.config.hidden_size)}
 
 
 class FrozenTowers(nn.Module):
@@ -144,7 +159,7 @@ class FrozenTowers(nn.Module):
 
     def _encode_with(self, part: str, tower: nn.Module, images: Tensor) -> dict[str, Tensor]:
         if len(images) == 0:
-            return self._empty(part, tower)
+            return self._empty(tower)
         dtype = next(tower.parameters()).dtype
         chunks = [
             tower(pixel_view(self._config, part=part, images=chunk, dtype=dtype))
@@ -152,21 +167,12 @@ class FrozenTowers(nn.Module):
         ]
         return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
-    def _empty(self, part: str, tower: nn.Module) -> dict[str, Tensor]:
+    def _empty(self, tower: nn.Module) -> dict[str, Tensor]:
         """Features of no image: the shapes without running the tower (SAM refuses an empty
         batch)."""
         dtype = next(tower.parameters()).dtype
-        if part == "siglip":
-            shapes = {"siglip": (self._config.siglip.side**2, self._config.siglip.width)}
-        else:
-            sam = self._config.sam
-            assert sam is not None, "no SAM in this model"
-            grid = sam.image_size // sam.patch_size
-            state = (grid, grid, sam.width)
-            necked = (sam.out_channels, grid, grid)
-            last = state if self._config.adaptor.train_sam_neck else necked
-            shapes = {"sam_last": last, "sam_first_global": state}
+        assert isinstance(tower, SamTower | SiglipTower | VitTower)
         return {
             name: torch.zeros((0, *shape), dtype=dtype, device=self._device)
-            for name, shape in shapes.items()
+            for name, shape in tower.feature_shapes().items()
         }

@@ -50,6 +50,11 @@ def check_tiles(config: ModelConfig) -> None:
             f"model.tiling is {'set' if tiled else 'not set'} and model.adaptor.kind is "
             f"{config.adaptor.kind.value!r}: the adaptor 'tiles' and model.tiling need each other"
         )
+    if tiled and config.towers != ("siglip",):
+        raise ConfigError(
+            f"model.tiling is set and the vision towers are {', '.join(config.towers)}: tiles are "
+            "seen by SigLIP alone"
+        )
     if config.tiling is not None and config.tiling.max_tiles < 1:
         raise ConfigError(
             f"model.tiling.max_tiles is {config.tiling.max_tiles}: expected at least 1"

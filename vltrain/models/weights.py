@@ -16,7 +16,6 @@ import xxhash
 from torch import Tensor
 
 from vltrain.errors import WeightsError
-from vltrain.models.adaptor import HybridAdaptor
 from vltrain.models.build import BuiltModel
 from vltrain.models.config import ModelConfig
 from vltrain.models.layouts import PublishedDirectory
@@ -33,7 +32,7 @@ def load_weights(built: BuiltModel, *, directories: Mapping[str, str | Path]) ->
     fresh_adaptor = "sam" in directories and "adaptor" not in directories
     for part, directory in directories.items():
         expected = {name: (name,) for name in built.part_state(part)}
-        if part == "sam" and fresh_adaptor and isinstance(built.module.adaptor, HybridAdaptor):
+        if part == "sam" and fresh_adaptor:
             expected |= _necks(built.part_state("adaptor"), sam=expected)
         _load(built, part=part, directory=Path(directory), expected=expected)
 

@@ -52,5 +52,5 @@ class OptimConfig:
     steps: int = MISSING
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     parts: dict[str, PartOptimConfig] = field(default_factory=dict)
-    """Keys: sam, siglip, adaptor, language. On the command line as one word:
+    """Keys: sam, siglip, vit, adaptor, language. On the command line as one word:
     ``'+optim.parts={siglip: {lr_multiplier: 0.1}}'``."""

@@ -8,9 +8,16 @@ the border).
 The DeepSeek template (released code): optional system text and a blank line; then for each exchange
 ``User: `` text, a blank line, ``Assistant:``, and the answer as `` text`` and the end token. A
 prompt for inference stops after ``Assistant:``, which is exactly where the answer's segment begins.
-Contents are stripped. A ``document`` (caption, plain text, interleaved: the papers' plain
-templates) is its content as it is, and the end token; nobody prompted it, so it counts as an answer
-from end to end.
+Contents are stripped. A ``document`` (caption, plain text, interleaved) is its content as it is,
+and the end token; nobody prompted it, so it counts as an answer from end to end.
+
+The released code has two more for stages 1 and 2. ``plain`` writes contents one after the other
+with nothing between them. ``alignment`` keeps of what is asked only the images, each followed by a
+line end (so a caption's image stands in a line of its own). Neither writes system text. Both end
+an answer with the end token here, where the released code writes none: a caption must end.
+
+Words of the template, or of special tokens, inside a content are content: they are learned or not
+as the turn that they stand in.
 """
 
 from __future__ import annotations
@@ -18,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vltrain.batch import Role, Turn
+from vltrain.batch import Role, Template, Turn
 from vltrain.errors import RecordFault
 
 TEMPLATE_VERSION = "deepseek-1"
@@ -35,27 +42,31 @@ class Segment:
     end: bool
 
 
-def render(turns: Sequence[Turn], *, system_prompt: str) -> tuple[Segment, ...]:
+def render(turns: Sequence[Turn], *, system_prompt: str, template: Template) -> tuple[Segment, ...]:
     """Segments of a whole training sample; the first token is not part of them.
 
     ``system_prompt`` is used where the sample has no system turn; "" writes none.
     Raises RecordFault ``bad_turns``, ``empty_answer``, ``empty_document`` or ``image_in_answer``.
     """
     if any(turn.role is Role.document for turn in turns):
-        return _render_document(turns)
+        return _render_document(turns, template)
     system, exchanges = _split_system(turns, system_prompt=system_prompt)
     if not exchanges or len(exchanges) % 2:
         raise RecordFault("bad_turns", f"a conversation ends with an answer; found {_roles(turns)}")
     segments: list[Segment] = []
     prefix = system
+    # "Assistant:" ends without a space, so that a prompt ends where the answer begins.
+    space = " " if template is Template.deepseek else ""
     for question, answer in zip(exchanges[::2], exchanges[1::2], strict=True):
-        segments += _prompt_segments(question, prefix=prefix)
-        segments.append(Segment(content=" " + _answer_text(answer), learned=True, end=True))
+        segments += _prompt_segments(question, prefix=prefix, template=template)
+        segments.append(Segment(content=space + _answer_text(answer), learned=True, end=True))
         prefix = ""
     return tuple(segments)
 
 
-def render_prompt(turns: Sequence[Turn], *, system_prompt: str) -> tuple[Segment, ...]:
+def render_prompt(
+    turns: Sequence[Turn], *, system_prompt: str, template: Template
+) -> tuple[Segment, ...]:
     """Segments of a prompt for inference: the last turn is the user's and is followed by
     ``Assistant:``. A document is left open: its content without the end token.
 
@@ -63,15 +74,16 @@ def render_prompt(turns: Sequence[Turn], *, system_prompt: str) -> tuple[Segment
     """
     if any(turn.role is Role.document for turn in turns):
         return tuple(
-            Segment(content=s.content, learned=s.learned, end=False) for s in _document_parts(turns)
+            Segment(content=s.content, learned=s.learned, end=False)
+            for s in _document_parts(turns, template)
         )
     system, exchanges = _split_system(turns, system_prompt=system_prompt)
     if len(exchanges) % 2 == 0:
         raise RecordFault("bad_turns", f"a prompt ends with the user's turn; found {_roles(turns)}")
     if len(exchanges) == 1:
-        return tuple(_prompt_segments(exchanges[0], prefix=system))
-    history = render(turns[:-1], system_prompt=system_prompt)
-    return (*history, *_prompt_segments(exchanges[-1], prefix=""))
+        return tuple(_prompt_segments(exchanges[0], prefix=system, template=template))
+    history = render(turns[:-1], system_prompt=system_prompt, template=template)
+    return (*history, *_prompt_segments(exchanges[-1], prefix="", template=template))
 
 
 def _split_system(turns: Sequence[Turn], *, system_prompt: str) -> tuple[str, Sequence[Turn]]:
@@ -95,12 +107,17 @@ def _split_system(turns: Sequence[Turn], *, system_prompt: str) -> tuple[str, Se
     return (system + "\n\n" if system else ""), exchanges
 
 
-def _prompt_segments(turn: Turn, *, prefix: str) -> list[Segment]:
-    """``prefix`` + "User: " + content + blank line + "Assistant:", adjacent texts joined so that
-    they are tokenised as one."""
-    pieces: list[str | int] = [prefix + "User: "]
-    for part in [*_stripped(turn.content), "\n\nAssistant:"]:
-        if isinstance(part, str) and isinstance(pieces[-1], str):
+def _prompt_segments(turn: Turn, *, prefix: str, template: Template) -> list[Segment]:
+    """What is asked as ``template`` writes it, adjacent texts joined so that they are tokenised as
+    one. deepseek: ``prefix`` + "User: " + content + blank line + "Assistant:"."""
+    content = _stripped(turn.content)
+    if template is Template.deepseek:
+        content = [prefix + "User: ", *content, "\n\nAssistant:"]
+    elif template is Template.alignment:
+        content = [p for part in content if isinstance(part, int) for p in (part, "\n")]
+    pieces: list[str | int] = []
+    for part in content:
+        if isinstance(part, str) and pieces and isinstance(pieces[-1], str):
             pieces[-1] += part
         else:
             pieces.append(part)
@@ -132,16 +149,19 @@ def _answer_text(turn: Turn) -> str:
     return text
 
 
-def _document_parts(turns: Sequence[Turn]) -> list[Segment]:
+def _document_parts(turns: Sequence[Turn], template: Template) -> list[Segment]:
     if len(turns) != 1:
         raise RecordFault("bad_turns", f"a document stands alone; found {_roles(turns)}")
-    return [
-        Segment(content=part, learned=True, end=False) for part in turns[0].content if part != ""
-    ]
+    content = [part for part in turns[0].content if part != ""]
+    segments = [Segment(content=part, learned=True, end=False) for part in content]
+    caption = [type(part) for part in content] in ([int], [int, str])
+    if template is Template.alignment and caption:
+        segments.insert(1, Segment(content="\n", learned=False, end=False))
+    return segments
 
 
-def _render_document(turns: Sequence[Turn]) -> tuple[Segment, ...]:
-    parts = _document_parts(turns)
+def _render_document(turns: Sequence[Turn], template: Template) -> tuple[Segment, ...]:
+    parts = _document_parts(turns, template)
     if not any(isinstance(s.content, str) and s.content.strip() for s in parts):
         raise RecordFault("empty_document", "no text to learn")
     last = parts[-1]

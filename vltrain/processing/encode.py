@@ -19,14 +19,13 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import xxhash
 
-from vltrain.batch import Example, Learn, Origin, RecordKind, Sample, StoredImage, Turn
+from vltrain.batch import Example, Learn, Origin, RecordKind, Sample, StoredImage, Template, Turn
 from vltrain.errors import ConfigError, DataError, RecordFault
 from vltrain.processing.conversation import TEMPLATE_VERSION, Segment, render, render_prompt
 from vltrain.processing.geometry import Geometry
 from vltrain.processing.splitting import split_points
 from vltrain.processing.tokens import TextTokenizer
 
-TEMPLATES = ("deepseek",)
 PROMPT_ORIGIN = Origin(source="prompt", shard="", key="")
 _SPLITTABLE = (RecordKind.text, RecordKind.interleaved)
 
@@ -41,17 +40,13 @@ class EncodeRules:
     """
 
     learn: Learn
-    template: str = "deepseek"
+    template: Template = Template.deepseek
     system_prompt: str = ""
     sequence_length: int
     image_tokens_on_top: bool = False
     max_images: int
 
     def __post_init__(self) -> None:
-        if self.template not in TEMPLATES:
-            raise ConfigError(
-                f"unknown template {self.template!r}; choices: {', '.join(TEMPLATES)}"
-            )
         if self.sequence_length < 2:
             raise ConfigError(
                 f"data.packing.sequence_length is {self.sequence_length}; at least 2 is needed "
@@ -97,7 +92,9 @@ class Encoder:
 
         Raises RecordFault: those of ``conversation.render``, ``image_mismatch``.
         """
-        segments = render(sample.turns, system_prompt=self.rules.system_prompt)
+        segments = render(
+            sample.turns, system_prompt=self.rules.system_prompt, template=self.rules.template
+        )
         placed = [s.content for s in segments if isinstance(s.content, int)]
         if sorted(placed) != list(range(len(sample.images))):
             raise RecordFault(
@@ -187,7 +184,9 @@ class Encoder:
 
         Raises RecordFault as ``encode`` does, but for lengths and counts: the caller's to bound.
         """
-        segments = render_prompt(turns, system_prompt=self.rules.system_prompt)
+        segments = render_prompt(
+            turns, system_prompt=self.rules.system_prompt, template=self.rules.template
+        )
         for segment in segments:
             if isinstance(segment.content, int) and not 0 <= segment.content < len(images):
                 raise RecordFault(

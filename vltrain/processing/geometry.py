@@ -59,12 +59,24 @@ class Geometry(Protocol):
         ...
 
 
+def patch_grid(image_size: int, *, patch_size: int) -> int:
+    """Side of the grid of patches of a square view: whole patches only, as a convolution of that
+    stride makes them."""
+    return image_size // patch_size
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FixedGeometry:
     """DeepSeek-VL: every image is one padded square, and so always the same number of tokens (576
-    at full size, paper 3.1)."""
+    at full size, paper 3.1): one for each place of the visual grid, whatever the adaptor. (Those
+    that put one tower's tokens after the other's make one of two first, so that it stays so.)"""
 
     tokens_per_image: int
+
+    @classmethod
+    def of_grid(cls, side: int) -> FixedGeometry:
+        """``side`` x ``side`` places."""
+        return cls(tokens_per_image=side * side)
 
     def __post_init__(self) -> None:
         assert self.tokens_per_image > 0, self.tokens_per_image

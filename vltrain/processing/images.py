@@ -6,7 +6,9 @@ them four times larger on their way to the trainer and cost more than the decodi
 
 The square is made as published (DeepSeek-VL's released processor): the long side is scaled to
 ``side``, the short side to the truncated ratio but at least 14 pixels, bicubic with antialiasing,
-centred on a square of the pad colour. What the papers do not say:
+centred on a square of the pad colour. Transformers' port of it rounds the ratio instead
+(``rounding``), which moves an edge by one pixel in about half of all pictures. What the papers do
+not say:
 
 - Orientation in EXIF is applied, so that people stand upright; sizes are sizes as seen.
 - Transparency is laid over the pad colour: what shows through is what surrounds the image. Dropping
@@ -39,6 +41,8 @@ own warning line: a 24-bit image of a quarter of a gibibyte.)"""
 MIN_SHORT_SIDE = 14
 """Shortest side after scaling, in pixels (released processor)."""
 
+Rounding = Literal["official", "transformers"]
+
 _SWAPPED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,19 +65,36 @@ def probe_size(data: bytes) -> tuple[int, int]:
     return (height, width) if _orientation(image) in _SWAPPED else (width, height)
 
 
-def square_layout(width: int, height: int, *, side: int) -> tuple[int, int, int, int]:
-    """Where the scaled image lies in the square: (scaled width, scaled height, left, top)."""
+def square_layout(
+    width: int, height: int, *, side: int, rounding: Rounding
+) -> tuple[int, int, int, int]:
+    """Where the scaled image lies in the square: (scaled width, scaled height, left, top).
+
+    rounding: "official" cuts the scaled short side's fraction off, "transformers" rounds to the
+    nearest whole number (of two, the even one).
+    """
     long_side = max(width, height)
     least = min(MIN_SHORT_SIDE, side)
-    scaled_width = max(int(width / long_side * side), least)
-    scaled_height = max(int(height / long_side * side), least)
+
+    def scaled(length: int) -> int:
+        if rounding == "official":
+            return max(int(length / long_side * side), least)
+        return max(round(length * (side / long_side)), least)
+
+    scaled_width, scaled_height = scaled(width), scaled(height)
     return scaled_width, scaled_height, (side - scaled_width) // 2, (side - scaled_height) // 2
 
 
 def decode_square(
-    data: bytes, *, side: int, pad_color: Sequence[int], mode: Literal["exact", "scaled"]
+    data: bytes,
+    *,
+    side: int,
+    pad_color: Sequence[int],
+    rounding: Rounding,
+    mode: Literal["exact", "scaled"],
 ) -> np.ndarray:
-    """Decode to a padded square: uint8 (side, side, 3), RGB.
+    """Decode to a padded square: uint8 (side, side, 3), RGB. ``rounding``: see
+    ``square_layout``.
 
     ``mode="scaled"`` lets the JPEG decoder drop frequencies that the smaller size cannot show (DCT
     scaling by 1/2, 1/4 or 1/8, never below the target size): several times faster on large photos,
@@ -82,11 +103,13 @@ def decode_square(
     """
 
     def scaled(width: int, height: int) -> tuple[int, int]:
-        return square_layout(width, height, side=side)[:2]
+        return square_layout(width, height, side=side, rounding=rounding)[:2]
 
     least = scaled if mode == "scaled" else None
     image, (width, height) = decode_upright(data, background=pad_color, least=least)
-    scaled_width, scaled_height, left, top = square_layout(width, height, side=side)
+    scaled_width, scaled_height, left, top = square_layout(
+        width, height, side=side, rounding=rounding
+    )
     if image.size != (scaled_width, scaled_height):
         image = image.resize((scaled_width, scaled_height), Image.Resampling.BICUBIC)
     square = np.empty((side, side, 3), dtype=np.uint8)

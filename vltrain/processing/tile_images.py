@@ -16,20 +16,28 @@ import numpy as np
 from PIL import Image
 
 from vltrain.batch import StoredImage
-from vltrain.processing.images import decode_square, decode_upright
+from vltrain.processing.images import Rounding, decode_square, decode_upright
 from vltrain.processing.tiling import TileGrid
 
 
 def squares_of(
-    image: StoredImage, *, side: int, pad_color: Sequence[int], mode: Literal["exact", "scaled"]
+    image: StoredImage,
+    *,
+    side: int,
+    pad_color: Sequence[int],
+    rounding: Rounding,
+    mode: Literal["exact", "scaled"],
 ) -> np.ndarray:
     """The squares of an encoded image: uint8 (n, side, side, 3), RGB; one where it has no tiles
-    (DeepSeek-VL's padded square). Raises RecordFault as ``decode_square`` does."""
+    (DeepSeek-VL's padded square, which ``rounding`` is for). Raises RecordFault as
+    ``decode_square`` does."""
     columns, rows = image.grid
     if columns:
         grid = TileGrid(columns=columns, rows=rows)
         return decode_tiles(image.data, grid=grid, side=side, pad_color=pad_color, mode=mode)
-    return decode_square(image.data, side=side, pad_color=pad_color, mode=mode)[None]
+    return decode_square(image.data, side=side, pad_color=pad_color, rounding=rounding, mode=mode)[
+        None
+    ]
 
 
 def decode_tiles(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from vltrain.batch import Learn
+from vltrain.batch import Learn, Template
 
 
 @dataclass
@@ -17,12 +17,16 @@ class StageConfig:
     number: int = MISSING
     name: str = MISSING
     trainable: list[str] = field(default_factory=list)
-    """Parts that train: sam, siglip, adaptor, language. The stage's policy guards the list."""
+    """Parts that train: sam, siglip, vit, adaptor, language. The stage's policy guards the list."""
     freeze: list[str] = field(default_factory=list)
     """Patterns over parameter names inside the trainable parts that stay frozen all the same, such
     as language.model.embed_tokens.*; one that matches nothing is an error."""
     learn: Learn = MISSING
     """What is learned of a record where its source does not say otherwise."""
+    template: Template = Template.deepseek
+    without: list[int] = field(default_factory=list)
+    """Stages of the paper that came before this one and are left out on purpose (Table 9): [2] in
+    stage 3 starts it from a run of stage 1, [1] in stage 2 from an adaptor that is new."""
     system_prompt: str | None = None
     """System text put before conversations that bring none."""
 

@@ -85,6 +85,7 @@ class TowersApart(nn.Module):
         super().__init__()
         config = model.config
         assert config.sam is not None, "both towers are warmed up"
+        assert config.siglip is not None, "both towers are warmed up"
         self.sam, self.siglip = model.tower("sam"), model.tower("siglip")
         self.drawn = nn.Conv2d(config.sam.out_channels, 3 * DRAWN_SIDE**2, kernel_size=1)
         self.told = nn.Linear(config.siglip.width, config.language.vocab_size)
