@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,15 @@ from omegaconf import OmegaConf
 from stages import POLICIES, policy_of
 from vltrain.batch import Learn
 from vltrain.errors import ConfigError
+from vltrain.models.config import AdaptorKind
 from vltrain.optim.config import ScheduleKind
 from vltrain.runconfig import clean_arguments, from_file, to_yaml
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PUBLISHED = ("deepseek_vl_1.3b", "deepseek_vl_1.3b_hybrid", "deepseek_vl_7b")
+
+
+DEMO = ("stage=2", "+experiment=demo")
 
 
 def with_paths(stage: int) -> list[str]:
@@ -128,6 +134,86 @@ def test_every_optim_and_data_file_is_used_by_some_composition() -> None:
     assert set(yaml_options("data")) == data | ablations | warm
 
 
+SOMEWHERE = with_paths(1)
+
+
+@pytest.mark.parametrize(
+    ("words", "towers", "kind", "side"),
+    [
+        # DeepSeek-VL Fig. 10 and Table 10, as a user writes them
+        (("model/encoder=siglip",), ("siglip",), "mlp", 384),
+        (("model/encoder=sam",), ("sam",), "mlp", 1024),
+        (("model/encoder=clip",), ("vit",), "mlp", 336),
+        (("model/encoder=siglip_dinov2",), ("vit", "siglip"), "hybrid_split", 384),
+        (("model/encoder=siglip_sam",), ("sam", "siglip"), "hybrid_split", 1024),
+        *(
+            ((f"model/adaptor={kind}",), ("sam", "siglip"), kind, 1024)
+            for kind in ("hybrid_split", "shared", "separate", "pool_width", "pool_height")
+        ),
+        (("model/encoder=clip", "model/adaptor=mlp"), ("vit",), "mlp", 336),
+    ],
+)
+@pytest.mark.parametrize("model", ["deepseek_vl_7b", "deepseek_vl_1.3b"])
+def test_the_papers_choices_compose(compose, model, words, towers, kind, side) -> None:
+    if model == "deepseek_vl_1.3b" and "encoder" not in words[0]:
+        words = ("model/encoder=siglip_sam", *words)
+    config = compose("stage=1", f"model={model}", *words, *SOMEWHERE)
+    policy_of(1).check(config)
+    assert (config.model.towers, config.model.adaptor.kind.value) == (towers, kind)
+    assert (config.model.tokens_per_image, config.model.image_side) == (576, side)
+    assert config.optim.steps == 15000  # of the model, whatever its towers
+
+
+def test_every_choice_is_tried() -> None:
+    encoders = {"siglip", "sam", "clip", "siglip_dinov2", "siglip_sam"}
+    assert set(yaml_options("model/encoder")) == encoders | {"vit", "siglip_vit"}  # by path
+    assert set(yaml_options("model/adaptor")) == {kind.value for kind in AdaptorKind}
+
+
+@pytest.mark.parametrize("encoder", ["vit", "siglip_vit"])
+def test_a_tower_by_path(compose, tmp_path, encoder) -> None:
+    with pytest.raises(ConfigError, match=r"name a published directory with model\.vit\.path=DIR"):
+        compose("stage=1", f"model/encoder={encoder}", *SOMEWHERE)
+    tower = {"model_type": "dinov2", "image_size": 56, "patch_size": 14, "hidden_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps(tower))
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    view = 336 if encoder == "siglip_vit" else 56  # SigLIP has 24 x 24 patches
+    config = compose(
+        "stage=1",
+        f"model/encoder={encoder}",
+        f"model.vit.path={tmp_path}",
+        f"model.vit.image_size={view}",
+        *SOMEWHERE,
+    )
+    assert config.model.vit.std == [0.25] * 3
+    assert config.model.tokens_per_image == (view // 14) ** 2
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    (tmp_path / "config.json").unlink()  # the run has written down what it said
+    again = from_file(tmp_path / "config.yaml")
+    assert again.model.vit == config.model.vit
+    assert again.model.weights.vit == str(tmp_path)
+
+
+def test_stage_3_trains_what_stands_in_siglips_place(compose) -> None:
+    words = ("stage=3", "model/encoder=clip", *with_paths(3))
+    with pytest.raises(ConfigError, match=r"'siglip'; .* are vit, adaptor, language. Set stage.tr"):
+        compose(*words)
+    config = compose(*words, "stage.trainable=[adaptor,language,vit]")
+    policy_of(3).check(config)
+
+
+@pytest.mark.parametrize(("stored", "how"), [(True, "full"), (False, "none")])
+def test_runs_of_before_recomputation_by_part_are_read(compose, tmp_path, stored, how) -> None:
+    text = to_yaml(compose(*DEMO))
+    block = re.search(r"  activation_checkpointing:\n(    .*\n)+", text)
+    assert block is not None
+    old = text.replace(block.group(), f"  activation_checkpointing: {str(stored).lower()}\n")
+    (tmp_path / "config.yaml").write_text(old)
+    read = from_file(tmp_path / "config.yaml").model.activation_checkpointing
+    assert (read.language.value, read.siglip.value) == (how, "none")
+
+
 @pytest.mark.parametrize(
     ("given", "cleaned"),
     [
@@ -144,7 +230,6 @@ def test_clean_arguments(given: list[str], cleaned: list[str]) -> None:
     assert clean_arguments(given) == cleaned
 
 
-DEMO = ("stage=2", "+experiment=demo")
 REFUSED = [
     # words, what the message must hold
     (("stage=2",), ["data.sources", "path", "not set", "prepare.py"]),
@@ -187,6 +272,8 @@ REFUSED = [
         (*DEMO, "optim.schedule.kind=step", "optim.schedule.milestones=[0.9]"),
         ["milestones", "factors"],
     ),
+    ((*DEMO, "model.adaptor.kind=mlp"), ["sam, siglip", "'mlp', which reads one"]),
+    ((*DEMO, "model.siglip=null"), ["sam", "'hybrid_split', which joins two"]),
     ((*DEMO, "+optim.parts={vision: {lr_multiplier: 0.1}}"), ["optim.parts", "'vision'"]),
 ]
 

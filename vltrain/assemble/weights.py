@@ -21,7 +21,7 @@ from vltrain.engine.fragments import FragmentKind, Read
 from vltrain.errors import ConfigError
 from vltrain.models.build import BuiltModel
 from vltrain.models.config import ModelConfig
-from vltrain.models.layouts import PublishedDirectory
+from vltrain.models.published_vit import open_published
 from vltrain.models.trainable import part_of
 from vltrain.models.weights import (
     load_weights,
@@ -117,7 +117,7 @@ def masters_of(origins: HandOff, *, config: ModelConfig, dtype: torch.dtype) -> 
     inside = {p for p, origin in origins.parts.items() if origin.kind is OriginKind.checkpoint}
     reader = origins.predecessor.reader() if origins.predecessor is not None and inside else None
     published = {
-        part: PublishedDirectory(origin.path, config=config)
+        part: open_published(origin.path, config=config, part=part)
         for part, origin in origins.parts.items()
         if origin.kind is OriginKind.published and origin.path is not None
         if dtype != torch.float32

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from vltrain.errors import WeightsError
 from vltrain.models.config import ModelConfig
-from vltrain.models.vit_layout import vit_layout
 
 EMBEDDING = "language.model.embed_tokens.weight"
 HEAD = "language.lm_head.weight"
@@ -110,11 +109,9 @@ class PublishedDirectory:
         self.directory = directory
         self._config_json = _read_config(directory)
         model_type = str(self._config_json.get("model_type"))
-        layout = vit_layout(config, model_type=model_type) or LAYOUTS.get(model_type)
-        if layout is None:
+        if model_type not in LAYOUTS:
             raise WeightsError(
                 f"{directory} has model_type {model_type!r}; expected one of {', '.join(LAYOUTS)}"
-                + (f", or {config.vit.model_type}" if config.vit is not None else "")
             )
         self._names: dict[Path, dict[str, str]] = {}
         unknown: list[str] = []
@@ -122,7 +119,7 @@ class PublishedDirectory:
             self._names[file] = {}
             for theirs in stored:
                 try:
-                    ours = layout.ours(theirs)
+                    ours = LAYOUTS[model_type].ours(theirs)
                 except KeyError:
                     unknown.append(theirs)
                     continue

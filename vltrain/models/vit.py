@@ -33,13 +33,11 @@ MOST_OTHER_TOKENS = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VitFacts:
-    """width: of a state. flops: one picture through the tower, forward. names: its parameters, by
-    the tower's own names (``model.`` and transformers' name). unused: those that its states do not
-    depend on."""
+    """width: of a state. flops: one picture through the tower, forward. unused: parameters, by the
+    tower's own names, that its states do not depend on."""
 
     width: int
     flops: float
-    names: frozenset[str]
     unused: tuple[str, ...]
 
 
@@ -126,7 +124,6 @@ def _probe(described: str) -> VitFacts:
     return VitFacts(
         width=states.shape[-1],
         flops=float(counter.get_total_flops()),
-        names=frozenset(names),
         unused=unused,
     )
 

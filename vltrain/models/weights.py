@@ -18,7 +18,7 @@ from torch import Tensor
 from vltrain.errors import WeightsError
 from vltrain.models.build import BuiltModel
 from vltrain.models.config import ModelConfig
-from vltrain.models.layouts import PublishedDirectory
+from vltrain.models.published_vit import open_published
 from vltrain.models.trainable import part_of
 
 
@@ -40,7 +40,7 @@ def load_weights(built: BuiltModel, *, directories: Mapping[str, str | Path]) ->
 def published_digests(config: ModelConfig, *, part: str, directory: str | Path) -> dict[str, str]:
     """``tensor_digests`` of a part as it is stored in a published directory, whatever type a run
     casts it to: what a manifest records of a base weight."""
-    published = PublishedDirectory(Path(directory), config=config)
+    published = open_published(Path(directory), config=config, part=part)
     return tensor_digests(published.tensors(lambda name: part_of(name) == part))
 
 
@@ -77,7 +77,7 @@ def _load(
     parameters that it fills; the directory must cover it exactly."""
     found: set[str] = set()
     wrong: list[str] = []
-    published = PublishedDirectory(directory, config=built.config)
+    published = open_published(directory, config=built.config, part=part)
     shapes = {name: tuple(p.shape) for name, p in built.named_parameters() if name in expected}
     for name, tensor in published.tensors(lambda n: part_of(n) == part or n in expected):
         found.add(name)
