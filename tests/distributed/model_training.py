@@ -1,9 +1,10 @@
-"""A tiny model under the real engine in two processes, whose ranks differ in pictures and labels;
-against plain torch in one process. Run by torchrun: model_training.py OUT_FILE ZERO_STAGES CASES; a
-case is {"parts": what trains, "overrides": of the tiny model}.
+"""Tiny models under the real engine in two processes, whose ranks differ in pictures, labels and
+(where there are experts) in which of them are used; against plain torch in one process. Run by
+torchrun: model_training.py OUT_FILE ZERO_STAGES CASES; a case is {"model": its config in
+conf/model, "parts": what trains, "overrides": of that config}.
 
-Rank 0 writes, per case, ZeRO stage and step, the loss, the largest difference of any parameter, and
-how many frozen tensors have moved by a bit.
+Rank 0 writes, per case, ZeRO stage and step, the loss, the largest difference of any parameter and
+of the routers' corrections, and how many frozen tensors have moved by a bit.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from omegaconf import OmegaConf
 
 from vltrain import distributed
+from vltrain.assemble.routers import balance_of
 from vltrain.batch import IGNORE
 from vltrain.engine.config import Dtype, EngineConfig
 from vltrain.engine.engine import Engine, build_engine
@@ -27,8 +29,9 @@ from vltrain.models.trainable import part_of
 from vltrain.optim.config import OptimConfig, ScheduleConfig, ScheduleKind
 from vltrain.optim.groups import parameter_groups
 
-LENGTH = 64
-STEPS = [("image", "text"), ("text", "text"), ("unlabelled", "image"), ("text", "unlabelled")]
+LENGTH = 128
+STEPS = [("image", "text"), ("same", "text"), ("unlabelled", "image"), ("text", "unlabelled")]
+CORRECTION_STEP = 0.1
 # eps 1 makes an update proportional to its gradient, so that AdamW does not magnify rounding.
 OPTIM = OptimConfig(
     lr=1.0, steps=10, eps=1.0, schedule=ScheduleConfig(kind=ScheduleKind.constant), clip_norm=0.0
@@ -39,7 +42,7 @@ RECOMPUTED = {"sam": "full", "siglip": "full", "vit": "full", "adaptor": "full",
 
 
 def build(case: dict) -> BuiltModel:
-    path = Path(__file__).parents[2] / "conf" / "model" / "tiny.yaml"
+    path = Path(__file__).parents[2] / "conf" / "model" / f"{case['model']}.yaml"
     merged = OmegaConf.merge(
         OmegaConf.structured(ModelConfig),
         OmegaConf.load(path),
@@ -70,19 +73,29 @@ def inputs(built: BuiltModel, kind: str, seed: int) -> dict:
     targets = ids.roll(-1, 1)
     targets[:, -1] = IGNORE
     if kind == "image":
-        targets[:, :50] = IGNORE
+        targets[:, :114] = IGNORE
+    if kind == "same":  # equal tokens all choose the same experts
+        ids[:] = 5
     if kind == "unlabelled":
         targets[:] = IGNORE
-    images = 2 if kind == "image" else 0
+    sizes = [(10, 10), (60, 30)] if kind == "image" else []
+    layouts = [built.config.geometry.layout(*size, images_in_sample=2) for size in sizes]
+    grids = torch.tensor([layout.shape for layout in layouts], dtype=torch.int64).view(-1, 2)
     side = built.config.image_side
-    squares = torch.randint(0, 256, (images, side, side, 3), dtype=torch.uint8, generator=generator)
+    squares = torch.randint(
+        0,
+        256,
+        (sum(layout.squares for layout in layouts), side, side, 3),
+        dtype=torch.uint8,
+        generator=generator,
+    )
     return {
         "ids": ids,
         "positions": torch.arange(LENGTH)[None],
         "segments": torch.ones(1, LENGTH, dtype=torch.int32),
         "targets": targets,
-        "image_positions": torch.arange(5, 5 + 16 * images),
-        "features": built.frozen.encode(squares),
+        "image_positions": torch.arange(5, 5 + sum(layout.tokens for layout in layouts)),
+        "features": {**built.frozen.encode(squares), "grids": grids},
     }
 
 
@@ -95,6 +108,15 @@ def largest_difference(engine: Engine, reference: BuiltModel) -> float:
             own = flat[fragment.offset : fragment.offset + fragment.values.numel()]
             differences.append(float((fragment.values - own).abs().max()))
     return max(distributed.gather_objects(max(differences)))
+
+
+def corrections(built: BuiltModel) -> torch.Tensor:
+    """After a step of every router that has any."""
+    balance = balance_of(built)
+    if balance is None or balance.corrections is None:
+        return torch.zeros(1)
+    balance.finish_step(step_size=CORRECTION_STEP)
+    return balance.corrections
 
 
 def frozen_tensors(engine: Engine, built: BuiltModel) -> dict[str, torch.Tensor]:
@@ -142,9 +164,14 @@ def train(zero_stage: int, case: dict) -> list[dict[str, float]]:
             float((p.detach() - initial[n]).abs().max())
             for n, p in reference.module.named_parameters()
         )
+        # The reference has counted both ranks' tokens: its corrections move as theirs together.
+        correction, expected = corrections(built), corrections(reference)
+        apart = float((correction - expected).abs().max())
         rows.append(
             {
                 "loss": float(sum(losses)),
+                "corrections_apart": max(distributed.gather_objects(apart)),
+                "corrections_moved": float(correction.abs().max()),
                 "moved": moved,
                 "difference": largest_difference(engine, reference),
                 "frozen": len(frozen),

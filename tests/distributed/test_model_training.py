@@ -1,6 +1,7 @@
 """Traps 1, 4, 11 and 16 with real models: ranks that differ in pictures, labels and loss chunks
-train as one process would, under every ZeRO stage, with every part's layers recomputed; and what is
-frozen moves not a bit."""
+train as one process would, under every ZeRO stage, with every part's layers recomputed; so do those
+that differ in the experts that their tokens use, whose loads are added up; and what is frozen moves
+not a bit."""
 
 from __future__ import annotations
 
@@ -41,16 +42,23 @@ def check(out: Path, *, cases: list[dict], timeout_seconds: int) -> None:
                 assert row["moved"] > 1e-3, where
                 assert row["difference"] < 1e-6, where
                 assert row["frozen_moved"] == 0, where
+                assert row["corrections_apart"] == 0, where
+                assert (row["corrections_moved"] > 0) == (case["model"] == "tiny_vl2"), where
                 assert row["frozen"] > 0 or "sam" not in case["overrides"], where
 
 
 def stage_1(encoder: str, kind: str) -> dict:
-    return {"parts": ["adaptor"], "overrides": overrides(encoder, kind)}
+    return {"model": "tiny", "parts": ["adaptor"], "overrides": overrides(encoder, kind)}
 
 
 def stage_3(encoder: str, kind: str) -> dict:
     parts = [*trained_tower(encoder), "adaptor", "language"]
-    return {"parts": parts, "overrides": overrides(encoder, kind)}
+    return {"model": "tiny", "parts": parts, "overrides": overrides(encoder, kind)}
+
+
+def tiled(*parts: str) -> dict:
+    """DeepSeek-VL2, with experts that only one of the ranks uses."""
+    return {"model": "tiny_vl2", "parts": list(parts), "overrides": {}}
 
 
 def test_ranks_that_differ_train_as_one_process(tmp_path):
@@ -59,6 +67,8 @@ def test_ranks_that_differ_train_as_one_process(tmp_path):
         stage_3("siglip_sam", "hybrid_split"),
         stage_3("clip", "mlp"),
         stage_3("siglip_dinov2", "pool_height"),
+        tiled("siglip", "adaptor"),
+        tiled("siglip", "adaptor", "language"),
     ]
     check(tmp_path / "rows.json", cases=cases, timeout_seconds=400)
 

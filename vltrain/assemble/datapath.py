@@ -158,17 +158,18 @@ def step_loader(
 
 
 def work_cost(config: RunConfig) -> WorkCost:
-    """Operations of one token, one squared token and one image for this model and stage."""
+    """Operations of one token, one squared token and the vision side's for one image token, for
+    this model and stage."""
     shape, trained = model_shape(config.model), set(config.stage.trainable)
 
     def language(**work: int) -> float:
-        nothing = {"images": 0, "tokens": 0, "targets": 0, "sum_squared_document_tokens": 0}
+        nothing = {"squares": 0, "tokens": 0, "targets": 0, "sum_squared_document_tokens": 0}
         return count_flops(shape, trained=trained, work=Work(**{**nothing, **work})).total
 
     return WorkCost(
         token=language(tokens=1),
         token_squared=language(sum_squared_document_tokens=1),
-        image=language(images=1),
+        image_token=language(squares=1) / config.model.visual_grid**2,
     )
 
 

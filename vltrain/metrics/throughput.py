@@ -46,6 +46,27 @@ class SiglipShape:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LatentShape:
+    """Multi-head latent attention."""
+
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertsShape:
+    """Mixture of experts in all layers but the first ``dense_layers``."""
+
+    experts: int
+    per_token: int
+    shared: int
+    ffn: int
+    dense_layers: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class VitShape:
     """Any other tower. width: of a patch's state. forward: operations of one image, as counted by
     whoever knows the tower."""
@@ -56,7 +77,7 @@ class VitShape:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LanguageShape:
-    """Llama's layers."""
+    """Llama's layers, or with ``latent`` and ``experts`` DeepSeek-V2's."""
 
     width: int
     layers: int
@@ -64,13 +85,40 @@ class LanguageShape:
     kv_heads: int
     ffn: int
     vocab_size: int
+    latent: LatentShape | None = None
+    experts: ExpertsShape | None = None
 
     @property
     def block_parameters(self) -> int:
-        """Weights of the layers' linear maps (no norms, no embeddings)."""
-        kv_width = self.width // self.heads * self.kv_heads
-        attention = 2 * self.width * self.width + 2 * self.width * kv_width
-        return self.layers * (attention + 3 * self.width * self.ffn)
+        """Weights of the layers' linear maps that a token meets (no norms, no embeddings; of the
+        experts those that it is sent to and the shared ones)."""
+        dense = 3 * self.width * self.ffn
+        if self.experts is None:
+            return self.layers * (self._attention_parameters + dense)
+        moe = self.experts
+        met = 3 * self.width * moe.ffn * (moe.per_token + moe.shared) + self.width * moe.experts
+        sparse_layers = self.layers - moe.dense_layers
+        attention = self.layers * self._attention_parameters
+        return attention + moe.dense_layers * dense + sparse_layers * met
+
+    @property
+    def _attention_parameters(self) -> int:
+        """Of one layer."""
+        if self.latent is None:
+            kv_width = self.width // self.heads * self.kv_heads
+            return 2 * self.width * self.width + 2 * self.width * kv_width
+        mla = self.latent
+        queries = self.width * self.heads * (mla.nope_dim + mla.rope_dim)
+        down = self.width * (mla.kv_rank + mla.rope_dim)
+        up = mla.kv_rank * self.heads * (mla.nope_dim + mla.value_dim)
+        return queries + down + up + self.heads * mla.value_dim * self.width
+
+    @property
+    def attention_width(self) -> int:
+        """Width of all heads' queries and values together."""
+        if self.latent is None:
+            return 2 * self.width
+        return self.heads * (self.latent.nope_dim + self.latent.rope_dim + self.latent.value_dim)
 
     @property
     def head_parameters(self) -> int:
@@ -97,9 +145,10 @@ class ModelShape:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What a step (or any batch) held; padding left out."""
+    """What a step (or any batch) held; padding left out. squares: what the encoder saw, an image's
+    tiles included."""
 
-    images: int
+    squares: int
     tokens: int
     targets: int
     sum_squared_document_tokens: int
@@ -133,13 +182,13 @@ def count_flops(shape: ModelShape, *, trained: Collection[str], work: Work) -> F
             )
 
     def tower(part: str, forward: float) -> float:
-        return work.images * forward * (3 if part in trained else 1)
+        return work.squares * forward * (3 if part in trained else 1)
 
     return Flops(
         sam=tower("sam", sam_forward(shape.sam) if shape.sam is not None else 0.0),
         siglip=tower("siglip", siglip_forward(shape.siglip) if shape.siglip is not None else 0.0),
         vit=tower("vit", shape.vit.forward if shape.vit is not None else 0.0),
-        adaptor=work.images * _adaptor(shape, trained=trained),
+        adaptor=work.squares * _adaptor(shape, trained=trained),
         language=_language(shape.language, trained=trained, work=work),
     )
 
@@ -186,7 +235,7 @@ def _convolutions(shape: ModelShape) -> tuple[float, float]:
 
 
 def _adaptor(shape: ModelShape, *, trained: Collection[str]) -> float:
-    """Forward and backward for one image."""
+    """Forward and backward for one square."""
     trains = "adaptor" in trained
     width, tokens = shape.language.width, shape.grid**2
     before = {tower: tower in trained for tower in shape.towers}
@@ -204,7 +253,7 @@ def _adaptor(shape: ModelShape, *, trained: Collection[str]) -> float:
     any_before = trains or any(before.values())
     last = linear(2 * tokens * width * width, trains_before=any_before)
     channels = _channels(shape)
-    if shape.adaptor in ("mlp", "shared"):
+    if shape.adaptor in ("mlp", "shared", "tiles"):
         joined = 2 * tokens * sum(channels.values()) * width
         return total + linear(joined, trains_before=any(before.values())) + last
     # The pooled kinds read half as many tokens of twice the channels, into the whole width.
@@ -225,7 +274,8 @@ def _channels(shape: ModelShape) -> dict[str, int]:
     if shape.vit is not None:
         found["vit"] = shape.vit.width
     if shape.siglip is not None:
-        found["siglip"] = shape.siglip.width
+        patches = 4 if shape.adaptor == "tiles" else 1  # of each visual token
+        found["siglip"] = patches * shape.siglip.width
     return found
 
 
@@ -235,5 +285,5 @@ def _language(shape: LanguageShape, *, trained: Collection[str], work: Work) -> 
     trains = "language" in trained
     gradients = bool(set(trained))
     linear = 2 * (shape.block_parameters * work.tokens + shape.head_parameters * work.targets)
-    attention = 2 * shape.width * shape.layers * work.sum_squared_document_tokens
+    attention = shape.attention_width * shape.layers * work.sum_squared_document_tokens
     return linear * (1 + trains + gradients) + attention * (3 if gradients else 1)

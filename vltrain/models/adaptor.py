@@ -22,7 +22,8 @@ from transformers.models.deepseek_vl_hybrid.modeling_deepseek_vl_hybrid import (
 from transformers.models.sam.modeling_sam import SamVisionNeck
 
 from vltrain.models.aligner import build_aligner
-from vltrain.models.config import ModelConfig
+from vltrain.models.config import AdaptorKind, ModelConfig
+from vltrain.models.tile_adaptor import TileAdaptor
 from vltrain.models.vision import sam_vision_config
 from vltrain.models.vit import probe
 
@@ -76,6 +77,13 @@ class Adaptor(nn.Module):
             maps.float(), size=(side, side), mode="bilinear", align_corners=False
         ).to(maps.dtype)
         return self.downsample.conv2(self.downsample.conv1(resized))
+
+
+def build_adaptor(config: ModelConfig) -> Adaptor | TileAdaptor:
+    """The adaptor that ``adaptor.kind`` names (``check_model`` has refused what does not fit)."""
+    if config.adaptor.kind is AdaptorKind.tiles:
+        return TileAdaptor(config)
+    return Adaptor(config)
 
 
 def _width(config: ModelConfig, *, tower: str) -> int:

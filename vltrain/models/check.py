@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from vltrain.errors import ConfigError
 from vltrain.models.config import AdaptorKind, ModelConfig, VitConfig
+from vltrain.models.vl2_check import check_experts, check_tiles
 from vltrain.processing.geometry import patch_grid
 
+_ONE_TOWER = (AdaptorKind.mlp, AdaptorKind.tiles)
 _POOLS = (AdaptorKind.pool_width, AdaptorKind.pool_height)
 _OWN_PART = {"sam": "sam", "siglip": "siglip"}
 
@@ -18,6 +20,8 @@ def check_model(config: ModelConfig) -> None:
     """Raises ConfigError where the parts of ``config`` do not fit together."""
     _check_towers(config)
     _check_grids(config)
+    check_tiles(config)
+    check_experts(config.language)
     if config.image_token_id >= config.language.vocab_size:
         raise ConfigError(
             f"model.image_token_id is {config.image_token_id} but model.language.vocab_size is "
@@ -64,16 +68,16 @@ def _check_towers(config: ModelConfig) -> None:
             f"{have}: an adaptor reads one or two. Choose with model/encoder=siglip, sam, "
             "siglip_sam, clip or siglip_dinov2, or set one to null"
         )
-    if len(towers) == 1 and kind is not AdaptorKind.mlp:
+    if len(towers) == 1 and kind not in _ONE_TOWER:
         raise ConfigError(
             f"{have} but model.adaptor.kind is {kind.value!r}, which joins two: choose "
             "model/adaptor=mlp, or another tower with model/encoder"
         )
-    if len(towers) == 2 and kind is AdaptorKind.mlp:
-        others = ", ".join(k.value for k in AdaptorKind if k is not AdaptorKind.mlp)
+    if len(towers) == 2 and kind in _ONE_TOWER:
+        others = ", ".join(k.value for k in AdaptorKind if k not in _ONE_TOWER)
         raise ConfigError(
-            f"{have} but model.adaptor.kind is 'mlp', which reads one: choose model/adaptor from "
-            f"{others}, or set one of the towers to null"
+            f"{have} but model.adaptor.kind is {kind.value!r}, which reads one: choose "
+            f"model/adaptor from {others}, or set one of the towers to null"
         )
     if config.vit is not None:
         _check_vit(config.vit)

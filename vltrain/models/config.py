@@ -9,7 +9,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from vltrain.processing.geometry import FixedGeometry, patch_grid
+from vltrain.models.moe_config import ExpertsKind, MlaConfig, MoeConfig, RouterConfig
+from vltrain.processing.geometry import FixedGeometry, Geometry, TiledGeometry, patch_grid
+from vltrain.processing.tiling import TilingRule
 
 TOWERS: tuple[str, ...] = ("sam", "siglip", "vit")
 """Parts that see pictures."""
@@ -24,7 +26,8 @@ class Attention(str, Enum):
 
 
 class AdaptorKind(str, Enum):
-    """How towers become visual tokens (DeepSeek-VL 3.1, Table 10). Tokens are as many with each."""
+    """How towers become visual tokens (DeepSeek-VL 3.1, Table 10). Tokens are as many with each,
+    but for tiles."""
 
     mlp = "mlp"  # one tower (1.3B): Linear, GELU, Linear
     hybrid_split = "hybrid_split"  # 7B: a projection each, concatenated channels, GELU, Linear
@@ -32,6 +35,14 @@ class AdaptorKind(str, Enum):
     separate = "separate"  # an MLP each, concatenated channels
     pool_width = "pool_width"  # neighbours in a row become one token; one tower after the other
     pool_height = "pool_height"  # neighbours in a column
+    tiles = "tiles"  # VL2: pixel shuffle, Linear, GELU, Linear; newlines and a separator
+
+
+class Activation(str, Enum):
+    """SigLIP's activation."""
+
+    gelu = "gelu"  # exact, as DeepSeek-VL runs it
+    gelu_tanh = "gelu_tanh"  # its tanh approximation, as DeepSeek-VL2 does
 
 
 class ImageRounding(str, Enum):
@@ -74,6 +85,7 @@ class SiglipConfig:
     layers: int = 24
     heads: int = 16
     ffn: int = 4096
+    activation: Activation = Activation.gelu
 
 
 @dataclass
@@ -112,8 +124,20 @@ class AdaptorConfig:
 
 
 @dataclass
+class TilingConfig:
+    """Dynamic tiling (DeepSeek-VL2 section 2)."""
+
+    max_tiles: int = 9
+    """Most tiles of an image (18 for InfoVQA in the paper)."""
+    max_tiled_images: int = 2
+    """In a sample with more images, each has one tile."""
+    rule: TilingRule = TilingRule.effective
+    """How the grid is chosen: effective, as released; least_padding, as the paper words it."""
+
+
+@dataclass
 class LanguageConfig:
-    """DeepSeek LLM (Llama architecture)."""
+    """DeepSeek LLM: Llama's architecture, with ``mla`` and ``moe`` DeepSeek-V2's or V3's."""
 
     width: int = MISSING
     layers: int = MISSING
@@ -125,6 +149,10 @@ class LanguageConfig:
     norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     init_std: float = 0.006
+    mla: MlaConfig | None = None
+    """None: plain multi-head attention."""
+    moe: MoeConfig | None = None
+    """None: every layer is dense."""
 
 
 @dataclass
@@ -162,6 +190,8 @@ class ModelConfig:
     siglip: SiglipConfig | None = field(default_factory=SiglipConfig)
     vit: VitConfig | None = None
     adaptor: AdaptorConfig = field(default_factory=AdaptorConfig)
+    tiling: TilingConfig | None = None
+    """None: every image is one square."""
     language: LanguageConfig = field(default_factory=LanguageConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     tokenizer: str | None = None
@@ -169,6 +199,8 @@ class ModelConfig:
     image_token: str = "<image_placeholder>"
     image_token_id: int = 100015
     attention: Attention = Attention.sdpa
+    experts: ExpertsKind = ExpertsKind.grouped
+    router: RouterConfig = field(default_factory=RouterConfig)
     loss_chunk_tokens: int = 2048
     """Labelled positions whose logits exist at one time."""
     activation_checkpointing: RecomputeConfig = field(default_factory=RecomputeConfig)
@@ -199,19 +231,30 @@ class ModelConfig:
 
     @property
     def visual_grid(self) -> int:
-        """Side of the grid of visual tokens: the patches of the tower that is not SAM, to which
-        SAM's are down-sampled (24 at full size)."""
+        """Side of the grid of a square's visual tokens: the patches of the tower that is not SAM,
+        to which SAM's are down-sampled (24 at full size); where images are tiled, 2 x 2 patches
+        make a token (14)."""
         patches = self.siglip if self.siglip is not None else self.vit
-        if patches is not None:
-            return patch_grid(patches.image_size, patch_size=patches.patch_size)
-        return self.adaptor.grid or 0
+        if patches is None:
+            return self.adaptor.grid or 0
+        side = patch_grid(patches.image_size, patch_size=patches.patch_size)
+        return side if self.tiling is None else -(-side // 2)
 
     @property
-    def geometry(self) -> FixedGeometry:
+    def geometry(self) -> Geometry:
         """What says how many tokens an image costs."""
-        return FixedGeometry.of_grid(self.visual_grid)
+        if self.tiling is None:
+            return FixedGeometry.of_grid(self.visual_grid)
+        return TiledGeometry(
+            tile_side=self.image_side,
+            tokens_per_side=self.visual_grid,
+            max_tiles=self.tiling.max_tiles,
+            max_tiled_images=self.tiling.max_tiled_images,
+            rule=self.tiling.rule,
+        )
 
     @property
     def tokens_per_image(self) -> int:
-        """Visual tokens of one image (576 at full size)."""
-        return self.geometry.tokens_per_image
+        """Visual tokens of one square (576 at full size), which is an image where there are no
+        tiles."""
+        return self.visual_grid**2

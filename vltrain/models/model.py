@@ -21,7 +21,9 @@ from vltrain.models.adaptor import Adaptor
 from vltrain.models.config import TOWERS
 from vltrain.models.fusion import fuse
 from vltrain.models.language import LanguageModel, segment_mask
+from vltrain.models.moe_language import MoeLanguageModel
 from vltrain.models.recompute import recomputed
+from vltrain.models.tile_adaptor import TileAdaptor
 
 
 class VisionLanguageModel(nn.Module):
@@ -30,8 +32,8 @@ class VisionLanguageModel(nn.Module):
     def __init__(
         self,
         *,
-        language: LanguageModel,
-        adaptor: Adaptor,
+        language: LanguageModel | MoeLanguageModel,
+        adaptor: Adaptor | TileAdaptor,
         towers: dict[str, nn.Module],
     ) -> None:
         super().__init__()

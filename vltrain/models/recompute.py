@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -36,6 +36,7 @@ KEPT = frozenset(
         _aten.bmm.default,
         _aten.baddbmm.default,
         _aten.convolution.default,
+        _aten._grouped_mm.default,
         _aten._scaled_dot_product_flash_attention.default,
         _aten._scaled_dot_product_flash_attention_for_cpu.default,
         _aten._scaled_dot_product_efficient_attention.default,
@@ -46,8 +47,8 @@ KEPT = frozenset(
 
 
 def recomputed(
-    function: Callable[..., Tensor], *arguments: Any, how: Recompute, **keywords: Any
-) -> Tensor:
+    function: Callable[..., Any], *arguments: Any, how: Recompute, **keywords: Any
+) -> Any:
     """``function(*arguments, **keywords)``, its activations kept as ``how`` says."""
     if how is Recompute.none or not torch.is_grad_enabled():
         return function(*arguments, **keywords)

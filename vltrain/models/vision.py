@@ -21,10 +21,12 @@ from transformers.models.sam.modeling_sam import SamVisionEncoder
 from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipVisionModel
 
-from vltrain.models.config import ModelConfig, SamConfig, SiglipConfig
+from vltrain.models.config import Activation, ModelConfig, SamConfig, SiglipConfig
 from vltrain.models.pixels import pixel_view
 from vltrain.models.vit import VitTower
 from vltrain.processing.geometry import patch_grid
+
+_ACTIVATIONS = {Activation.gelu: "gelu", Activation.gelu_tanh: "gelu_pytorch_tanh"}
 
 
 def sam_vision_config(config: SamConfig) -> SamVisionConfig:
@@ -52,7 +54,7 @@ def siglip_vision_config(config: SiglipConfig) -> SiglipVisionConfig:
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         intermediate_size=config.ffn,
-        hidden_act="gelu",  # as DeepSeek-VL runs it; the class's default is the tanh approximation
+        hidden_act=_ACTIVATIONS[config.activation],
         vision_use_head=False,
     )
 

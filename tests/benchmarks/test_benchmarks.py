@@ -1,4 +1,4 @@
-"""Each benchmark runs, prints its goals and writes its figures (in small)."""
+"""The benchmarks run, print their goals and write their figures (in small)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
     "name",
     [
         *("plan_fill", "plan_ratio", "plan_balance", "plan_shuffle", "plan_speed"),
-        "peak_memory",
+        *("checkpoint_stall", "checkpoint_bytes", "peak_memory"),
     ],
 )
 def test_it_runs_and_writes_its_figures(name: str, tmp_path: Path) -> None:
