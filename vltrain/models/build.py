@@ -79,7 +79,7 @@ def build_model(
         adaptor = build_adaptor(config)
     with _construction("language", seed=seed, dtype=dtype, device=device):
         language = LanguageModel(config)
-    start_neck_from_sam(adaptor, towers.get("sam"))
+    _start_neck_from_sam(adaptor, towers.get("sam"))
     module = VisionLanguageModel(
         language=language,
         adaptor=adaptor,
@@ -130,7 +130,7 @@ def check_model(config: ModelConfig) -> None:
             )
 
 
-def start_neck_from_sam(adaptor: nn.Module, sam: nn.Module | None) -> None:
+def _start_neck_from_sam(adaptor: nn.Module, sam: nn.Module | None) -> None:
     """Copy SAM's own neck into the adaptor's second neck: how the released code starts it."""
     if not isinstance(adaptor, HybridAdaptor) or sam is None:
         return

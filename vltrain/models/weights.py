@@ -1,14 +1,15 @@
 """Published weights into our parts, every tensor accounted for; and what identifies a weight.
 
-In: published directories by part (see ``layouts``). Out: the parameters of those parts, copied in
-place and cast to the part's type, one tensor in memory at a time. Digests are xxh3-128 over type,
-shape and bytes: they prove that frozen parts did not change and tie a run to the base weights
-that it started from.
+In: published directories by part (see ``published_directory``). Out: the parameters of those parts,
+copied in place and cast to the part's type, one stored tensor in memory at a time (a file at a time
+where it cannot be mapped). Nothing is copied before everything was found to fit. Digests are
+xxh3-128 over type, shape and bytes: they prove that frozen parts did not change and tie a run to
+the base weights that it started from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,36 +17,70 @@ import xxhash
 from torch import Tensor
 
 from vltrain.errors import WeightsError
-from vltrain.models.adaptor import HybridAdaptor
-from vltrain.models.build import BuiltModel, start_neck_from_sam
+from vltrain.models.build import BuiltModel
 from vltrain.models.config import ModelConfig
-from vltrain.models.layouts import PublishedDirectory
-from vltrain.models.trainable import part_of
+from vltrain.models.layouts import is_unused, place_own_neck
+from vltrain.models.published_directory import PublishedDirectory
+from vltrain.models.published_settings import setting_differences
+from vltrain.models.trainable import part_of, parts_of
+
+SHOWN = 10
+"""Tensors of one kind of fault that a message shows."""
 
 
 def load_weights(built: BuiltModel, *, directories: Mapping[str, str | Path]) -> None:
     """Copy published weights into the parts that ``directories`` names (part -> directory).
 
-    An adaptor without a directory of its own starts its second neck from the SAM that is loaded,
-    and SAM's own neck too where it trains that. Raises WeightsError naming every tensor that is
-    missing, unexpected or of another shape.
+    An adaptor without a directory of its own takes its second neck from SAM's directory (see
+    ``neck_source``). Raises WeightsError naming every tensor, of all directories, that is missing,
+    unexpected or of another shape, and every setting that makes it another model.
     """
-    fresh_adaptor = "sam" in directories and "adaptor" not in directories
+    parts_at: dict[Path, list[str]] = {}
     for part, directory in directories.items():
-        expected = built.part_state(part)
-        if part == "sam" and fresh_adaptor:
-            adaptor = built.part_state("adaptor")
-            expected |= {n: t for n, t in adaptor.items() if n.startswith("adaptor.sam_neck.")}
-        _load(built.config, part=part, directory=Path(directory), expected=expected)
-    if fresh_adaptor and isinstance(built.module.adaptor, HybridAdaptor):
-        start_neck_from_sam(built.module.adaptor, built.tower("sam"))
+        parts_at.setdefault(Path(directory), []).append(part)
+    fresh_adaptor = "adaptor" not in directories
+    opened: list[tuple[PublishedDirectory, dict[str, list[Tensor]]]] = []
+    faults: list[str] = []
+    for directory, parts in parts_at.items():
+        published = PublishedDirectory(directory, config=built.config)
+        targets = _targets(built, parts=parts, with_necks=fresh_adaptor and "sam" in parts)
+        found = _faults(published, targets, parts=parts, config=built.config)
+        if found:
+            named = ", ".join(map(repr, parts))
+            faults.append(
+                f"{directory} does not fit part{'s' if len(parts) > 1 else ''} {named} of model "
+                f"{built.config.name!r}:\n  " + "\n  ".join(found)
+            )
+        opened.append((published, targets))
+    if faults:
+        raise WeightsError(
+            "\n".join(faults)
+            + "\nGive model.weights.PART a directory of this shape, or choose another model"
+        )
+    with torch.no_grad():
+        for published, targets in opened:
+            for name, tensor in published.tensors(targets.__contains__):
+                for target in targets[name]:
+                    target.copy_(tensor)
+                del tensor  # before the next is read
+
+
+def neck_source(name: str, *, config: ModelConfig) -> str | None:
+    """The name under which SAM's directory holds what an adaptor parameter begins with where the
+    adaptor has no weights of its own: both necks of the adaptor begin as SAM's. None for others."""
+    for prefix in ("adaptor.neck.", "adaptor.sam_neck."):
+        if name.startswith(prefix):
+            return place_own_neck(f"sam.neck.{name.removeprefix(prefix)}", config=config)
+    return None
 
 
 def published_digests(config: ModelConfig, *, part: str, directory: str | Path) -> dict[str, str]:
     """``tensor_digests`` of a part as it is stored in a published directory, whatever type a run
     casts it to: what a manifest records of a base weight."""
     published = PublishedDirectory(Path(directory), config=config)
-    return tensor_digests(published.tensors(lambda name: part_of(name) == part))
+    return tensor_digests(
+        published.tensors(lambda name: part_of(name) == part and not is_unused(name))
+    )
 
 
 def tensor_digests(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
@@ -67,31 +102,51 @@ def part_digest(digests: Mapping[str, str]) -> str:
     return xxhash.xxh3_128(lines.encode()).hexdigest()
 
 
-def _load(
-    config: ModelConfig, *, part: str, directory: Path, expected: Mapping[str, Tensor]
-) -> None:
-    """Copy into ``expected`` (our full name -> parameter); it must be covered exactly."""
-    found: set[str] = set()
-    wrong: list[str] = []
-    published = PublishedDirectory(directory, config=config)
-    for name, tensor in published.tensors(lambda n: part_of(n) == part or n in expected):
-        found.add(name)
-        if name not in expected:
-            wrong.append(f"unexpected {name} {tuple(tensor.shape)}")
-        elif expected[name].shape != tensor.shape:
-            wrong.append(
-                f"mis-shaped {name}: found {tuple(tensor.shape)}, "
-                f"expected {tuple(expected[name].shape)}"
-            )
-        else:
-            expected[name].copy_(tensor)
-    missing = sorted(expected.keys() - found)
-    wrong += [f"missing {name} {tuple(expected[name].shape)}" for name in missing]
-    if wrong:
-        more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-        raise WeightsError(
-            f"{directory} does not fit part {part!r} of model {config.name!r}:\n  "
-            + "\n  ".join(wrong[:20])
-            + more
-            + f"\nGive model.weights.{part} a directory of this shape, or choose another model"
-        )
+def _targets(
+    built: BuiltModel, *, parts: Collection[str], with_necks: bool
+) -> dict[str, list[Tensor]]:
+    """Our full name of a stored tensor -> the parameters that it fills."""
+    targets = {name: [p] for part in parts for name, p in built.part_state(part).items()}
+    if with_necks:
+        for name, parameter in built.part_state("adaptor").items():
+            source = neck_source(name, config=built.config)
+            if source is not None:
+                targets.setdefault(source, []).append(parameter)
+    return targets
+
+
+def _faults(
+    published: PublishedDirectory,
+    targets: Mapping[str, list[Tensor]],
+    *,
+    parts: Collection[str],
+    config: ModelConfig,
+) -> list[str]:
+    """What keeps a directory from filling ``targets`` exactly, in words."""
+    # A directory that every part comes from is a whole model: it must not hold another part.
+    whole = set(parts) == set(parts_of(config))
+    missing, unexpected, mis_shaped = [], [], []
+    for name, shape in published.shapes.items():
+        expected = [tuple(target.shape) for target in targets.get(name, [])]
+        if not expected and not is_unused(name) and (whole or part_of(name) in parts):
+            unexpected.append(f"unexpected {name} {shape}")
+        elif any(shape != own for own in expected):
+            mis_shaped.append(f"mis-shaped {name}: found {shape}, expected {expected[0]}")
+    unexpected += [
+        f"unexpected {name} {shape} (no tensor of a {published.layout!r})"
+        for name, shape in published.unknown.items()
+    ]
+    for name in sorted(targets.keys() - published.shapes.keys()):
+        missing.append(f"missing {name} {tuple(targets[name][0].shape)}")
+    settings = [
+        difference
+        for part in parts
+        if part != "adaptor"
+        for difference in setting_differences(published.settings, part=part, config=config)
+    ]
+    return [*settings, *_some(missing), *_some(unexpected), *_some(mis_shaped)]
+
+
+def _some(lines: list[str]) -> list[str]:
+    more = [f"and {len(lines) - SHOWN} more {lines[0].split()[0]}"] if len(lines) > SHOWN else []
+    return [*lines[:SHOWN], *more]
