@@ -102,9 +102,8 @@ def register_schema() -> None:
 def clean_arguments(arguments: Sequence[str]) -> list[str]:
     """Command-line words as Hydra can take them.
 
-    Drops the DeepSpeed launcher's ``--local_rank=N`` (and ``--local_rank N``); quotes the digits of
-    ``stage=2`` and of a sweep ``stage=1,2,3``, so that they name files of conf/stage/; writes
-    ``resume=auto`` out.
+    Drops the DeepSpeed launcher's ``--local_rank=N`` (and ``--local_rank N``); quotes the digit of
+    ``stage=2``, so that it names a file of conf/stage/; writes ``resume=auto`` out.
     """
     cleaned: list[str] = []
     words = iter(arguments)
@@ -112,9 +111,7 @@ def clean_arguments(arguments: Sequence[str]) -> list[str]:
         if re.fullmatch(r"--local[_-]rank", word):
             next(words, None)
         elif not re.fullmatch(r"--local[_-]rank=\d+", word):
-            match = re.fullmatch(r"stage=(\d+(?:,\d+)*)", word)
-            if match:
-                word = "stage=" + ",".join(f"'{n}'" for n in match.group(1).split(","))
+            word = re.sub(r"^stage=(\d+)$", r"stage='\1'", word)
             word = re.sub(r"^resume=(?=\w)", "resume.mode=", word)
             cleaned.append(word)
     return cleaned

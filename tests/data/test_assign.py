@@ -10,7 +10,7 @@ from vltrain.data.assign import WorkCost, assign, assign_all, imbalance, micro_b
 from vltrain.data.config import MixtureConfig
 
 COST_7B = WorkCost(token=38.9e9, token_squared=0.737e6, image=1.38e12)
-"""FLOPs of stage 2 at 7B (performance.md section 5): 6 (B + H) per token, 6 h L, both encoders."""
+"""FLOPs of stage 2 at 7B: 6 (B + H) per token, 6 h L per squared token, both encoders an image."""
 
 TOKENS = WorkCost(token=1.0, token_squared=0.0, image=0.0)
 

@@ -4,7 +4,9 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xxhash
 from shard_makers import png, write_tar
 from webdataset.compat import WebDataset
 
@@ -43,6 +45,10 @@ def test_rows_by_hand(tmp_path: Path) -> None:
     assert facts.bytes == (tmp_path / "s.tar").stat().st_size
     assert index.key_digests[1] == index.key_digests[3]
     assert index.content_digests[1] == index.content_digests[2] != index.content_digests[3]
+    images, rows = index.image_digests(np.array([0, 3]))
+    assert rows.tolist() == [0]
+    assert images.tolist() == [xxhash.xxh3_64_intdigest(png(6, 4))]
+    assert index.image_digests(np.array([1, 2]))[0].size == 0
 
 
 def test_samples_are_those_of_stock_webdataset(tmp_path: Path) -> None:
@@ -91,7 +97,7 @@ def test_index_of_another_state_is_refused(tmp_path: Path) -> None:
 def test_index_of_another_schema_is_refused(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "s.tar", MEMBERS)
     write_columns(index_path(shard, None), {"key": ["a"]}, facts={"schema": 0})
-    with pytest.raises(DataError, match=r"has schema 0, this version reads 1.*prepare"):
+    with pytest.raises(DataError, match=r"has schema 0, this version reads 2.*prepare"):
         open_index(shard, index_dir=None, source="s")
 
 

@@ -93,6 +93,36 @@ def test_keys_that_are_counters_are_only_warned_of(tmp_path: Path) -> None:
     assert not report.has_errors
 
 
+def test_a_held_out_picture_with_another_text(tmp_path: Path) -> None:
+    # Pictures are told apart by their widths: 8 to 27 are trained on, 26 to 45 are held out.
+    captions = caption_source(tmp_path / "p", texts(0, letter="p"))
+    other = caption_source(tmp_path / "other", texts(900, letter="q"), first_width=26)
+    report = lint(
+        data_config(
+            {"p": captions},
+            mixture=MixtureConfig(language_share=0.0),
+            held_out={"other": other},
+        )
+    )
+    finding = only(report)
+    assert (finding.level, finding.check) == (Level.warning, "overlap_image")
+    assert "2 of 20 training samples show a held-out picture" in finding.what
+    assert "a.tar:p18, a.tar:p19" in finding.what
+    assert not report.has_errors
+
+
+def test_a_record_on_both_sides_is_said_once(tmp_path: Path) -> None:
+    captions = caption_source(tmp_path / "p", texts(0, letter="p"))
+    report = lint(
+        data_config(
+            {"p": captions},
+            mixture=MixtureConfig(language_share=0.0),
+            held_out={"other": caption_source(tmp_path / "other", texts(0, letter="p"))},
+        )
+    )
+    assert only(report).check == "overlap_content"
+
+
 def test_a_source_that_is_not_drawn_cannot_leak(tmp_path: Path) -> None:
     config = clean(tmp_path)
     config.held_out["other"] = text_source(tmp_path / "other", texts(0))
@@ -154,7 +184,7 @@ def test_some_samples_of_another_leaf(tmp_path: Path) -> None:
 
 def test_two_modalities_of_one_path_are_no_duplicates(tmp_path: Path) -> None:
     captions = caption_source(tmp_path / "p", texts(0, letter="p"))
-    held_out = {"other": caption_source(tmp_path / "other", texts(900, letter="p"))}
+    held_out = {"other": caption_source(tmp_path / "other", texts(900, letter="p"), first_width=30)}
     config = data_config(
         {"p": captions}, mixture=MixtureConfig(language_share=0.0), held_out=held_out
     )

@@ -96,10 +96,12 @@ def text_source(folder: Path, texts: dict[str, str], **settings) -> SourceConfig
     )
 
 
-def caption_source(folder: Path, texts: dict[str, str], **settings) -> SourceConfig:
+def caption_source(
+    folder: Path, texts: dict[str, str], *, first_width: int = 8, **settings
+) -> SourceConfig:
     """A shard of red pictures of unlike widths, with texts, by key."""
     members: list[tuple[str, bytes]] = []
-    for width, (key, text) in enumerate(texts.items(), start=8):
+    for width, (key, text) in enumerate(texts.items(), start=first_width):
         members += [(f"{key}.png", png(width)), (f"{key}.txt", text.encode())]
     write_tar(folder / "a.tar", members)
     return SourceConfig(

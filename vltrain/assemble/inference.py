@@ -14,7 +14,7 @@ import torch
 
 from vltrain.assemble.datapath import build_encoder, open_tokenizer
 from vltrain.assemble.identity import expected_of
-from vltrain.assemble.weights import load_parts, trained_records
+from vltrain.assemble.weights import from_files, load_parts, trained_records
 from vltrain.checkpoint.handoff import HandOff, check_same, continue_from, refuse_replaced
 from vltrain.checkpoint.manifest import MANIFEST
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore, open_checkpoint
@@ -87,6 +87,7 @@ def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
         frozen_dtype=torch.float32,
         device="cuda" if torch.cuda.is_available() else "cpu",
         seed=found.config.run.seed,
+        unfilled=from_files(found.origins),
     )
     recorded = trained_records(found.checkpoint)
     load_parts(built, found.origins, trainable=(), recorded=recorded)

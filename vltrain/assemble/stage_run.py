@@ -157,6 +157,9 @@ class Training:
             row=self._recording.row,
             faults=self._count_faults,
             save=lambda progress: self._save(progress, watchdog=watchdog),
+            copied=lambda: self._writer.copied(
+                waiting=lambda: watchdog.doing("waiting for the checkpoint's copy", alone=True)
+            ),
             save_failed=self._writer.failed,
             settle=lambda: self._writer.settle(
                 waiting=lambda: watchdog.doing("waiting for the checkpoint", alone=False)

@@ -22,6 +22,7 @@ from vltrain.assemble.provenance import lineage
 from vltrain.assemble.recording import Recording, show_masked_examples
 from vltrain.assemble.stage_run import Training, updates_in
 from vltrain.assemble.weights import (
+    from_files,
     load_parts,
     masters_of,
     refuse_unasked_random,
@@ -37,6 +38,7 @@ from vltrain.data.repetition import repetition_warnings
 from vltrain.engine.config import Dtype
 from vltrain.engine.engine import Engine, build_engine
 from vltrain.engine.render import parameter_dtype
+from vltrain.engine.sharding import sharing
 from vltrain.engine.start import start
 from vltrain.errors import CheckpointError, DataError
 from vltrain.logs import setup_logging
@@ -80,17 +82,19 @@ def assemble_training(
         frozen_dtype=torch.bfloat16 if config.engine.dtype is Dtype.bf16 else torch.float32,
         device=device,
         seed=config.run.seed,
+        unfilled=from_files(origins),
+        keep=sharing(config.engine, device=device),
     )
+    params = _params(config, built)
+    if resumed is not None:
+        shapes = {n: tuple(p.shape) for n, p in built.named_parameters() if p.requires_grad}
+        check_fits(resumed.directory, resumed.manifest, trainable=shapes)
     records, digests = load_parts(
         built,
         origins,
         trainable=config.stage.trainable,
         recorded=trained_records(resumed) if resumed is not None else {},
     )
-    if resumed is not None:
-        shapes = {n: tuple(p.shape) for n, p in built.named_parameters() if p.requires_grad}
-        check_fits(resumed.directory, resumed.manifest, trainable=shapes)
-    params = _params(config, built)
     engine = _engine(config, built, device)
     _restore(config, engine, origins, resumed)
     _restore_rng(config, resumed)
@@ -178,7 +182,7 @@ def _origins(
 
 
 def _params(config: RunConfig, built: BuiltModel) -> dict[str, ParamRecord]:
-    """Every parameter that a checkpoint holds; taken before the engine may partition them."""
+    """Every parameter that a checkpoint holds; taken before they may be shared out."""
     return {
         name: ParamRecord(
             shape=tuple(parameter.shape),

@@ -11,7 +11,7 @@ rank's micro-batches run in the order of their cost, so that what ranks do at th
 alike too.
 
 Cost: about 15 milliseconds for 2,304 packs, the same on all ranks, no communication. Rejected:
-packs in turn (up to 4x spread between ranks, performance.md section 1.2); balancing tokens alone
+packs in turn (`benchmarks/plan_balance.py` shows the spread); balancing tokens alone
 (an image costs as much as thousands of tokens in a small model).
 """
 

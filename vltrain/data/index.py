@@ -41,6 +41,7 @@ _MEMBER = pa.struct(
         ("height", pa.int32()),
         ("reason", pa.string()),  # why an image member cannot be used; empty when it can
         ("detail", pa.string()),
+        ("digest", pa.uint64()),  # xxh3_64 of the member's bytes
     ]
 )
 
@@ -86,6 +87,7 @@ class ShardIndex:
         self._names = [fields.field(name) for name in ("extension", "reason", "detail")]
         numbers = ("offset", "size", "width", "height")
         self._numbers = [fields.field(name).to_numpy(zero_copy_only=True) for name in numbers]
+        self._digests: np.ndarray = fields.field("digest").to_numpy(zero_copy_only=True)
         self.key_digests: np.ndarray = columns.numbers("key_digest")
         self.content_digests: np.ndarray = columns.numbers("content_digest")
 
@@ -94,6 +96,15 @@ class ShardIndex:
 
     def key(self, row: int) -> str:
         return self._keys[row].as_py()
+
+    def image_digests(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Digests (uint64) of the images of some samples, as stored, and each one's row (int64)."""
+        wanted = np.zeros(len(self), dtype=bool)
+        wanted[rows] = True
+        row = np.repeat(np.arange(len(self)), np.diff(self._bounds))
+        width = self._numbers[2]
+        taken = wanted[row] & (width > 0)
+        return self._digests[taken], row[taken]
 
     def members(self, row: int) -> tuple[Member, ...]:
         """The members of a sample, in shard order."""
@@ -188,7 +199,7 @@ def build_index(shard: Path, *, index_dir: str | None) -> IndexFacts:
         "key": pa.array(columns["key"], pa.string()),
         "key_digest": pa.array(columns["key_digest"], pa.uint64()),
         "content_digest": pa.array(columns["content_digest"], pa.uint64()),
-        "members": _member_array(columns["members"]),
+        "members": _member_array(columns["members"], digests=columns["digests"]),
     }
     write_columns(index_path(shard, index_dir), arrays, facts=asdict(facts))
     return facts
@@ -196,21 +207,22 @@ def build_index(shard: Path, *, index_dir: str | None) -> IndexFacts:
 
 def _index_columns(data: Bytes, shard: Path) -> tuple[dict[str, list[Any]], int, int]:
     columns: dict[str, list[Any]] = {
-        name: [] for name in ("key", "key_digest", "content_digest", "members")
+        name: [] for name in ("key", "key_digest", "content_digest", "members", "digests")
     }
     named = _Named(scan_tar(data, shard=shard))
     unreadable = 0
     for key, group in groupby(named, key=lambda item: item[0]):
-        members, digest = [], xxhash.xxh3_64()
+        members, sample = [], xxhash.xxh3_64()
         for _, extension, member in group:
             content = data[member.offset : member.offset + member.size]
-            digest.update(f"{extension}:{member.size}:".encode())
-            digest.update(content)
+            digest = xxhash.xxh3_64_intdigest(content)
+            sample.update(f"{extension}:{member.size}:{digest:016x}".encode())
+            columns["digests"].append(digest)
             members.append(_member_row(extension, member, content))
             unreadable += bool(members[-1].reason)
         columns["key"].append(key)
         columns["key_digest"].append(xxhash.xxh3_64_intdigest(key.encode()))
-        columns["content_digest"].append(digest.intdigest())
+        columns["content_digest"].append(sample.intdigest())
         columns["members"].append(members)
     return columns, named.ignored, unreadable
 
@@ -241,10 +253,10 @@ def _member_row(extension: str, member: TarMember, content: bytes) -> Member:
     return Member(extension, member.offset, member.size, width, height, reason, detail)
 
 
-def _member_array(rows: list[list[Member]]) -> pa.Array:
+def _member_array(rows: list[list[Member]], *, digests: list[int]) -> pa.Array:
     """list<struct>, built by column: by row it would cost a dict for every member."""
     bounds = np.cumsum([0, *map(len, rows)]).astype(np.int32)
-    columns = list(zip(*(member for row in rows for member in row), strict=True))
+    columns = [*zip(*(member for row in rows for member in row), strict=True), digests]
     arrays = [pa.array(column, kind.type) for column, kind in zip(columns, _MEMBER, strict=True)]
     members = pa.StructArray.from_arrays(arrays, fields=list(_MEMBER))
     return pa.ListArray.from_arrays(pa.array(bounds), members)

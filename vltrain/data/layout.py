@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vltrain.errors import DataError
 
-INDEX_SCHEMA = 1
+INDEX_SCHEMA = 2
 TABLE_SCHEMA = 1
 CARD_SCHEMA = 1
 

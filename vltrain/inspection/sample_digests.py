@@ -2,7 +2,8 @@
 
 In: an opened piece table. Out: 64-bit digests of the samples that the leaf draws (its modality, not
 excluded), shard by shard. Costs 16 bytes a sample and no read of a shard. Contents are compared as
-stored: names and bytes of all members, so the same picture with another text is another content.
+stored: names and bytes of all members, so the same picture with another text is another content;
+pictures have digests of their own.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from vltrain.data.sidecar import open_table
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardDigests:
-    """Samples of one shard that a leaf draws. rows: int64; keys, contents: uint64."""
+    """Samples of one shard that a leaf draws. rows: int64; keys, contents: uint64. images (uint64)
+    and image_rows (int64): their pictures, and the row of each."""
 
     table: PieceTable
     shard: int
     rows: np.ndarray
     keys: np.ndarray
     contents: np.ndarray
+    images: np.ndarray
+    image_rows: np.ndarray
 
     def names(self, mask: np.ndarray, *, most: int) -> list[str]:
         """``shard:key`` of the first samples under ``mask``."""
@@ -46,19 +50,23 @@ def digests_of(table: PieceTable) -> Iterator[ShardDigests]:
         columns = open_table(shard, index_dir=source.config.index_dir, spec=table.spec)
         rows = np.unique(columns.row[columns.multimodal == wanted]).astype(np.int64)
         index = source.index(number)
+        images, image_rows = index.image_digests(rows)
         yield ShardDigests(
             table=table,
             shard=number,
             rows=rows,
             keys=index.key_digests[rows],
             contents=index.content_digests[rows],
+            images=images,
+            image_rows=image_rows,
         )
 
 
-def joined(digests: Iterator[ShardDigests]) -> tuple[np.ndarray, np.ndarray]:
-    """(keys, contents) of all shards, uint64."""
+def joined(digests: Iterator[ShardDigests]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(keys, contents, images) of all shards, uint64."""
     parts = list(digests)
     return (
         np.concatenate([part.keys for part in parts]),
         np.concatenate([part.contents for part in parts]),
+        np.concatenate([part.images for part in parts]),
     )

@@ -1,10 +1,10 @@
 """Published weights into our parts, every tensor accounted for; and what identifies a weight.
 
 In: published directories by part (see ``published_directory``). Out: the parameters of those parts,
-copied in place and cast to the part's type, one stored tensor in memory at a time (a file at a time
-where it cannot be mapped). Nothing is copied before everything was found to fit. Digests are
-xxh3-128 over type, shape and bytes: they prove that frozen parts did not change and tie a run to
-the base weights that it started from.
+cast to the part's type, one stored tensor in memory at a time (a file at a time where it cannot be
+mapped). Nothing is filled before everything was found to fit. Digests are xxh3-128 over type, shape
+and bytes: they prove that frozen parts did not change and tie a run to the base weights that it
+started from.
 """
 
 from __future__ import annotations
@@ -39,12 +39,15 @@ def load_weights(built: BuiltModel, *, directories: Mapping[str, str | Path]) ->
     for part, directory in directories.items():
         parts_at.setdefault(Path(directory), []).append(part)
     fresh_adaptor = "adaptor" not in directories
-    opened: list[tuple[PublishedDirectory, dict[str, list[Tensor]]]] = []
+    shapes = {name: tuple(p.shape) for name, p in built.named_parameters()}
+    opened: list[tuple[PublishedDirectory, dict[str, list[str]]]] = []
     faults: list[str] = []
     for directory, parts in parts_at.items():
         published = PublishedDirectory(directory, config=built.config)
-        targets = _targets(built, parts=parts, with_necks=fresh_adaptor and "sam" in parts)
-        found = _faults(published, targets, parts=parts, config=built.config)
+        necks = shapes if fresh_adaptor and "sam" in parts else ()
+        targets = _targets(shapes, parts=parts, necks=necks, config=built.config)
+        expected = {name: shapes[filled[0]] for name, filled in targets.items()}
+        found = _faults(published, expected, parts=parts, config=built.config)
         if found:
             named = ", ".join(map(repr, parts))
             faults.append(
@@ -57,12 +60,11 @@ def load_weights(built: BuiltModel, *, directories: Mapping[str, str | Path]) ->
             "\n".join(faults)
             + "\nGive model.weights.PART a directory of this shape, or choose another model"
         )
-    with torch.no_grad():
-        for published, targets in opened:
-            for name, tensor in published.tensors(targets.__contains__):
-                for target in targets[name]:
-                    target.copy_(tensor)
-                del tensor  # before the next is read
+    for published, targets in opened:
+        for name, tensor in published.tensors(targets.__contains__):
+            for target in targets[name]:
+                built.fill(target, tensor)
+            del tensor  # before the next is read
 
 
 def neck_source(name: str, *, config: ModelConfig) -> str | None:
@@ -103,41 +105,41 @@ def part_digest(digests: Mapping[str, str]) -> str:
 
 
 def _targets(
-    built: BuiltModel, *, parts: Collection[str], with_necks: bool
-) -> dict[str, list[Tensor]]:
-    """Our full name of a stored tensor -> the parameters that it fills."""
-    targets = {name: [p] for part in parts for name, p in built.part_state(part).items()}
-    if with_necks:
-        for name, parameter in built.part_state("adaptor").items():
-            source = neck_source(name, config=built.config)
-            if source is not None:
-                targets.setdefault(source, []).append(parameter)
+    names: Iterable[str], *, parts: Collection[str], necks: Iterable[str], config: ModelConfig
+) -> dict[str, list[str]]:
+    """Our full name of a stored tensor -> the parameters that it fills. necks: names among which
+    are those that begin as SAM's neck."""
+    targets = {name: [name] for name in names if part_of(name) in parts}
+    for name in necks:
+        source = neck_source(name, config=config)
+        if source is not None:
+            targets.setdefault(source, []).append(name)
     return targets
 
 
 def _faults(
     published: PublishedDirectory,
-    targets: Mapping[str, list[Tensor]],
+    expected: Mapping[str, tuple[int, ...]],
     *,
     parts: Collection[str],
     config: ModelConfig,
 ) -> list[str]:
-    """What keeps a directory from filling ``targets`` exactly, in words."""
+    """What keeps a directory from covering ``expected`` exactly, in words."""
     # A directory that every part comes from is a whole model: it must not hold another part.
     whole = set(parts) == set(parts_of(config))
     missing, unexpected, mis_shaped = [], [], []
     for name, shape in published.shapes.items():
-        expected = [tuple(target.shape) for target in targets.get(name, [])]
-        if not expected and not is_unused(name) and (whole or part_of(name) in parts):
+        own = expected.get(name)
+        if own is None and not is_unused(name) and (whole or part_of(name) in parts):
             unexpected.append(f"unexpected {name} {shape}")
-        elif any(shape != own for own in expected):
-            mis_shaped.append(f"mis-shaped {name}: found {shape}, expected {expected[0]}")
+        elif own is not None and shape != own:
+            mis_shaped.append(f"mis-shaped {name}: found {shape}, expected {own}")
     unexpected += [
         f"unexpected {name} {shape} (no tensor of a {published.layout!r})"
         for name, shape in published.unknown.items()
     ]
-    for name in sorted(targets.keys() - published.shapes.keys()):
-        missing.append(f"missing {name} {tuple(targets[name][0].shape)}")
+    for name in sorted(expected.keys() - published.shapes.keys()):
+        missing.append(f"missing {name} {expected[name]}")
     settings = [
         difference
         for part in parts

@@ -72,7 +72,8 @@ def agree(
             f"({len(expected)}), the ranks hold {len(held)} ({len(digests)} distinct)"
         )
     digest = step_digest([digests[number] for number in expected])
-    faults = tuple(fault for part in ranks for fault in part["faults"])
+    # In an order that does not depend on which rank met which, so that the ledger does not either.
+    faults = tuple(sorted((f for part in ranks for f in part["faults"]), key=_place))
     return AgreedStep(
         targets=_sum_modalities(p["targets"] for p in ranks),
         tokens=_sum_modalities(p["tokens"] for p in ranks),
@@ -84,6 +85,10 @@ def agree(
         stop=next((f"{p['stop']} on rank {r}" for r, p in enumerate(ranks) if p["stop"]), None),
         failed=any(p["failed"] for p in ranks),
     )
+
+
+def _place(fault: Fault) -> tuple[str, str, str]:
+    return fault.origin.source, fault.origin.shard, fault.origin.key
 
 
 def _sum_modalities(parts) -> dict[str, int]:

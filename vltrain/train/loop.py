@@ -66,7 +66,8 @@ class Hooks:
 
     row: Callable[[StepRow], None]
     faults: Callable[[StepPlan, tuple[Fault, ...]], None]  # all ranks: the budget stops them all
-    save: Callable[[Progress], None]  # all ranks (collective); may write on afterwards
+    save: Callable[[Progress], None]  # all ranks (collective); may read and write on afterwards
+    copied: Callable[[], None]  # wait until ``save`` has read what the next update changes
     save_failed: Callable[[], bool]  # whether such a write has ended badly on this rank
     settle: Callable[[], None]  # all ranks: wait for the write; raises what went wrong with it
     learning_rates: Callable[[int], dict[str, float]]  # steps done -> rate per part
@@ -163,6 +164,11 @@ class Trainer:
         self._event("stopped", asked)
         self._save()
         self._settle()
+        if self.progress.step == 0:
+            raise StoppedError(
+                f"{asked}: stopped before the first of {self._steps} steps; there was nothing to "
+                "save. The same command begins anew"
+            )
         raise StoppedError(
             f"{asked}: stopped after step {self.progress.step} of {self._steps}, which is saved. "
             "The same command goes on from there"
@@ -247,6 +253,7 @@ class Trainer:
             self._engine.begin_micro(last=number == len(micros))
             loss_sum = self._engine.forward(self._inputs(micro))
             self._engine.backward(loss_sum * scale)
+        self._hooks.copied()
         return self._engine.apply(rates)
 
     def _inputs(self, micro: MicroBatch) -> dict[str, Any]:
