@@ -109,18 +109,18 @@ def test_every_engine_composes(compose, engine: str) -> None:
     assert offload == wanted.get(engine, ("none", "none"))
 
 
-LONG = "data.packing.sequence_length=1024"
-
-
 @pytest.mark.parametrize("model", yaml_options("model"))
 def test_every_model_composes(compose, model: str) -> None:
     # Room for one image of any of them.
-    config = compose("stage=2", "+experiment=demo", f"model={model}", LONG)
+    length = 4096 if model.startswith("deepseek_vl2") else 1024
+    room = f"data.packing.sequence_length={length}"
+    config = compose("stage=2", "+experiment=demo", f"model={model}", room)
     assert config.model.name == model
 
 
 def test_every_optim_and_data_file_is_used_by_some_composition() -> None:
-    optim = {f"{m}_stage{n}" for m in (*PUBLISHED, "demo") for n in (1, 2, 3)}
+    tiled = [f"deepseek_vl2_{size}" for size in ("tiny", "small", "base")]
+    optim = {f"{m}_stage{n}" for m in (*PUBLISHED, *tiled, "demo") for n in (1, 2, 3)}
     assert set(yaml_options("optim")) == optim
     data = {f"{m}_stage{n}" for m in ("deepseek_vl", "demo") for n in (1, 2, 3)}
     ablations = {f"deepseek_vl_stage2_{r}" for r in ("100_0", "75_25", "60_40", "25_75", "10_90")}

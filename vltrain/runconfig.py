@@ -231,8 +231,9 @@ def _check_mixture(config: RunConfig) -> None:
             "budget for text and images; set data.packing.enabled=false or "
             "image_tokens_on_top=false"
         )
+    image_tokens = config.model.geometry.most_tokens
     longest = packing.sequence_length + (
-        packing.max_images * config.model.tokens_per_image if packing.image_tokens_on_top else 0
+        packing.max_images * image_tokens if packing.image_tokens_on_top else 0
     )
     if longest > config.model.language.max_positions:
         raise ConfigError(
@@ -240,10 +241,10 @@ def _check_mixture(config: RunConfig) -> None:
             f"model.language.max_positions={config.model.language.max_positions}; lower "
             "data.packing.sequence_length or max_images"
         )
-    if not packing.image_tokens_on_top and packing.sequence_length <= config.model.tokens_per_image:
+    if not packing.image_tokens_on_top and packing.sequence_length <= image_tokens:
         raise ConfigError(
             f"data.packing.sequence_length={packing.sequence_length} cannot hold one image of "
-            f"{config.model.tokens_per_image} tokens; raise it or set "
+            f"{image_tokens} tokens; raise it or set "
             "data.packing.image_tokens_on_top"
         )
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from vltrain import distributed
+from vltrain.assemble import routers
 from vltrain.assemble.datapath import DataPath, open_data
 from vltrain.assemble.identity import Identity, expected_of, model_digest, refuse_other
 from vltrain.assemble.provenance import lineage
@@ -95,6 +96,9 @@ def assemble_training(
         trainable=config.stage.trainable,
         recorded=trained_records(resumed) if resumed is not None else {},
     )
+    earlier = resumed or origins.predecessor
+    if earlier is not None:
+        routers.restore(built, earlier.manifest)
     engine = _engine(config, built, device)
     _restore(config, engine, origins, resumed)
     _restore_rng(config, resumed)

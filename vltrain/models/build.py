@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from vltrain.errors import ConfigError
-from vltrain.models.adaptor import HybridAdaptor, build_adaptor
+from vltrain.models.adaptor import AnyAdaptor, HybridAdaptor, build_adaptor
 from vltrain.models.config import AdaptorKind, ModelConfig
 from vltrain.models.language import LanguageModel
 from vltrain.models.model import VisionLanguageModel
+from vltrain.models.moe_language import MoeLanguageModel
+from vltrain.models.moe_model import MoeVisionLanguageModel
 from vltrain.models.trainable import PARTS, check_parts, mark_trainable, part_of, parts_of
 from vltrain.models.vision import TOWERS, FrozenTowers, SamTower, SiglipTower
+from vltrain.models.vl2_check import check_experts, check_tiles
 
 Keep = Callable[[nn.Parameter], None]
 """What is done with a parameter of the engine's module once it has its value (collective)."""
@@ -117,14 +120,12 @@ def build_model(
     with _construction("adaptor", seed, dtype=dtype, device=device, unfilled=unfilled):
         adaptor = build_adaptor(config)
     with _construction("language", seed, dtype=dtype, device=device, unfilled=unfilled):
-        language = LanguageModel(config)
+        moe = config.language.moe is not None
+        language = MoeLanguageModel(config) if moe else LanguageModel(config)
     if not {"sam", "adaptor"} & set(unfilled):
         _start_neck_from_sam(adaptor, towers.get("sam"))
-    module = VisionLanguageModel(
-        language=language,
-        adaptor=adaptor,
-        towers={part: tower for part, tower in towers.items() if part in trainable},
-    )
+    trained = {part: tower for part, tower in towers.items() if part in trainable}
+    module = _module(config, language=language, adaptor=adaptor, towers=trained)
     names = mark_trainable(module, parts=trainable, freeze=freeze)
     frozen = FrozenTowers(
         config,
@@ -135,6 +136,23 @@ def build_model(
     )
     return BuiltModel(
         config=config, module=module, frozen=frozen, trainable=names, device=device, keep=keep
+    )
+
+
+def _module(
+    config: ModelConfig,
+    *,
+    language: LanguageModel | MoeLanguageModel,
+    adaptor: AnyAdaptor,
+    towers: dict[str, nn.Module],
+) -> VisionLanguageModel:
+    if isinstance(language, LanguageModel):
+        return VisionLanguageModel(language=language, adaptor=adaptor, towers=towers)
+    return MoeVisionLanguageModel(
+        language=language,
+        adaptor=adaptor,
+        towers=towers,
+        penalty_weight=config.router.penalty_weight,
     )
 
 
@@ -163,6 +181,8 @@ def check_model(config: ModelConfig) -> None:
                 f"model.{part}.width is {sizes.width} and model.{part}.heads is {sizes.heads}: "
                 "expected a width that divides into heads of an even size"
             )
+    check_experts(config.language)
+    check_tiles(config)
     if config.sam is not None:
         layers = config.sam.global_layers
         if not layers or not all(0 <= layer < config.sam.layers for layer in layers):

@@ -75,6 +75,8 @@ class Hooks:
     imbalance: Callable[[StepPlan], float]  # planned work of the busiest rank over the mean
     roll_back: Callable[[], int | None]  # all ranks (collective): weights of the last checkpoint;
     # the updates that are in them, None where there is none
+    routers: Callable[[int, StepOutcome | None], dict[str, Any] | None]  # all ranks (collective),
+    # after a step: its number and outcome; how tokens were spread over experts, for the row
     event: Callable[[str, int, str], None]  # word, step, detail; on the first rank only
     stop: Callable[[], str | None]  # the signal that asked this process to stop
     doing: Callable[[Doing, int], None]  # told at each change, with the step that it is for
@@ -194,8 +196,9 @@ class Trainer:
         rates = self._hooks.learning_rates(self.progress.step)
         outcome = self._update(micros, agreed, rates) if agreed.num_targets else None
         self._advance(plan, agreed, skipped=outcome is None or not outcome.finite)
+        routed = self._hooks.routers(self.progress.step, outcome)
         if distributed.is_first():
-            row = self._row(plan, agreed, outcome, rates, begin=begin, waited=waited)
+            row = self._row(plan, agreed, outcome, rates, routed, begin=begin, waited=waited)
             self._hooks.row(row)
         if outcome is not None and not outcome.finite:
             self._bear(outcome)
@@ -265,7 +268,8 @@ class Trainer:
             # The head looks for labels on the CPU: on the device that would be a synchronisation.
             "targets": micro.targets,
             "image_positions": micro.image_positions.to(device, non_blocking=True),
-            "features": self._towers.encode(micro.images),
+            # On the CPU too: where each tile's tokens go is worked out there.
+            "features": {**self._towers.encode(micro.images), "grids": micro.grids},
         }
 
     def _advance(self, plan: StepPlan, agreed: AgreedStep, *, skipped: bool) -> None:
@@ -294,6 +298,7 @@ class Trainer:
         agreed: AgreedStep,
         outcome: StepOutcome | None,
         rates: dict[str, float],
+        routed: dict[str, Any] | None,
         *,
         begin: float,
         waited: float,
@@ -321,6 +326,7 @@ class Trainer:
             skipped=outcome is None or not outcome.finite,
             model_flops=self._hooks.flops(plan, agreed),
             rank_imbalance=self._hooks.imbalance(plan),
+            routers=routed,
         )
 
 
