@@ -47,6 +47,7 @@ class StepRow:
     skipped: bool  # True: no update was made (nothing to learn, or not finite)
     model_flops: float | None = None  # floating-point operations of the model, where counted
     rank_imbalance: float | None = None  # planned work of the busiest rank over the mean of all
+    bad_records: dict[str, int] | None = None  # of each source that has some, since the run began
 
     def to_line(self) -> str:
         """The row as one JSON line, newline included."""
