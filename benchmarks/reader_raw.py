@@ -82,15 +82,14 @@ def ours(source: Source, table: PieceTable, *, samples: int) -> dict[str, float]
     return {"samples_per_cpu_second": samples / cpu, "samples_per_second": samples / wall}
 
 
-def _raw(source: Source, table: PieceTable) -> Iterator[dict[str, bytes]]:
+def _raw(source: Source, table: PieceTable) -> Iterator[dict[str, memoryview]]:
     stream = SourceStream(table, seed=0, block_samples=256, lanes=128, unit=RatioUnit.samples)
     reader, position = ShardReader(source), 0
     while True:
         for stretch, rows in stream.read(position, 128):
             for piece in stretch.piece[rows].tolist():
                 shard, row, _, _ = table.locate(piece)
-                members = source.index(shard).members(row)
-                yield {member.extension: reader.read(shard, member) for member in members}
+                yield reader.read_record(shard, row)
         position += 128  # all that a restart needs
 
 

@@ -122,6 +122,14 @@ class ShardIndex:
         readable = width > 0
         return width[readable], height[readable]
 
+    def extents(self, row: int) -> tuple[list[str], list[int], list[int]]:
+        """Extensions, offsets and sizes in bytes of the members of a sample, in shard order."""
+        first, end = self._bounds[row], self._bounds[row + 1]
+        (names, place), _ = self._names
+        offset, size = self._numbers[:2]
+        extensions = [names[i] for i in place[first:end].tolist()]
+        return extensions, offset[first:end].tolist(), size[first:end].tolist()
+
     def members(self, row: int) -> tuple[Member, ...]:
         """The members of a sample, in shard order."""
         first, end = int(self._bounds[row]), int(self._bounds[row + 1])
