@@ -62,13 +62,16 @@ class _Bar:
         if not (terminal or done or progress.seconds - self._last >= self.LINE_SECONDS):
             return
         self._last = progress.seconds
-        share = progress.done_bytes / max(progress.total_bytes, 1)
+        share = progress.done_shards / progress.total_shards
+        size = ""
+        if progress.total_bytes:
+            share = progress.done_bytes / progress.total_bytes
+            size = f"{progress.done_bytes / 1e6:,.0f} of {progress.total_bytes / 1e6:,.0f} MB, "
         filled = round(self.WIDTH * share)
         left = progress.seconds * (1 - share) / share if share else 0.0
         line = (
             f"[{'#' * filled}{'.' * (self.WIDTH - filled)}] {progress.done_shards}/"
-            f"{progress.total_shards} shards, {progress.done_bytes / 1e6:,.0f} of "
-            f"{progress.total_bytes / 1e6:,.0f} MB, {progress.samples:,} samples "
+            f"{progress.total_shards} shards, {size}{progress.samples:,} samples "
             f"({progress.samples / max(progress.seconds, 1e-9):,.0f}/s), {left:.0f} s left"
         )
         print(line.ljust(110) if terminal else line, end="\r" if terminal else "\n", flush=True)

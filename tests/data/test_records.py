@@ -186,6 +186,12 @@ def npy(numbers: object) -> bytes:
     return stream.getvalue()
 
 
+def npz(numbers: object) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, np.asarray(numbers))
+    return stream.getvalue()
+
+
 def test_token_ids() -> None:
     files: Files = {"npy": npy([5, 6]), "json": {"input_ids": [7, 8, 9], "bad": [1.5], "none": []}}
     assert parse(RecordKind.text, files, tokens="npy").token_ids == (5, 6)
@@ -197,6 +203,8 @@ def test_token_ids() -> None:
     [
         (b"no numpy file", "bad_tokens"),
         (npy([1, 2])[:90], "bad_tokens"),
+        (npz([1, 2]), "bad_tokens"),
+        (npy([1, 2]).replace(b"(2,)", b"(10000000000000000,)"), "bad_tokens"),
         (npy([[1, 2], [3, 4]]), "bad_tokens"),
         (npy([1.0, 2.0]), "bad_tokens"),
         (npy([-1]), "bad_tokens"),
@@ -213,6 +221,9 @@ def test_urls_and_paths_stand_for_the_members_in_order() -> None:
     body = {"texts": [None, "a", None], "images": ["http://x/b.jpg", None, "http://x/a.jpg"]}
     sample = parse(RecordKind.interleaved, {"json": body, "0.png": (1, 1), "1.png": (2, 2)})
     assert [image.member for image in sample.images] == ["0.png", "1.png"]
+    paths = {**body, "images": ["a/1.PNG", None, "b/0.png"]}
+    sample = parse(RecordKind.interleaved, {"json": paths, "0.png": (1, 1), "1.png": (2, 2)})
+    assert [image.member for image in sample.images] == ["1.png", "0.png"]
     with pytest.raises(RecordFault, match="2 images are named but 1 are members") as caught:
         parse(RecordKind.interleaved, {"json": body, "0.png": (1, 1)})
     assert caught.value.reason == "image_count"

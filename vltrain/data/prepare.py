@@ -27,6 +27,7 @@ from vltrain.data.index import IndexFacts, open_index
 from vltrain.data.layout import (
     INDEX_SCHEMA,
     TABLE_SCHEMA,
+    RemoteShard,
     Shard,
     index_folder,
     index_path,
@@ -36,7 +37,6 @@ from vltrain.data.propose import propose_source
 from vltrain.data.records import check_fields
 from vltrain.data.remote import RemoteStore, source_shards
 from vltrain.data.report import PrepareReport, SourceReport, source_report
-from vltrain.data.shardfile import stamp_of
 from vltrain.data.shardjob import ShardDone, ShardJob, run_jobs
 from vltrain.data.sidecar import TableFacts, TableSpec, table_spec
 from vltrain.errors import DataError, FaultBudgetExceeded
@@ -48,7 +48,7 @@ SHOWN_ERRORS = 10
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrepareProgress:
     """Given to the progress callback after every shard. ``samples``, ``done_bytes``: of the shards
-    done so far."""
+    done so far; bytes are those of local shards (asking a store for each would take minutes)."""
 
     done_shards: int
     total_shards: int
@@ -167,7 +167,10 @@ def _run_all(
     progress: Callable[[PrepareProgress], None] | None,
 ) -> dict[Path, ShardDone]:
     begun, samples, done_bytes = time.monotonic(), 0, 0
-    sizes = {path: stamp_of(job.shard, remote=job.remote).bytes for path, job in jobs.items()}
+    sizes = {
+        path: 0 if isinstance(job.shard, RemoteShard) else job.shard.stat().st_size
+        for path, job in jobs.items()
+    }
     done: dict[Path, ShardDone] = {}
     for path, result in run_jobs(jobs, encoders, workers=workers):
         done[path] = result

@@ -25,9 +25,7 @@ class ShardReader:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._files = RecentlyUsed(
-            self._open, capacity=OPEN_SHARDS, closer=lambda opened: opened.close()
-        )
+        self._files = RecentlyUsed(self._open, capacity=OPEN_SHARDS, closer=_close)
 
     def read(self, shard: int, member: Member) -> bytes:
         """The bytes of a member. Raises DataError when the shard is gone or has changed."""
@@ -65,3 +63,7 @@ class ShardReader:
         stamp = stamp_of(path, remote=remote)
         check_stamp(facts, path, source=name, stamp=stamp)
         return RemoteFile(path, remote=remote, stamp=stamp)
+
+
+def _close(opened: OpenShard) -> None:
+    opened.close()

@@ -129,8 +129,8 @@ class _Record:
         else:
             try:
                 data = io.BytesIO(self._read(self.member(extension.lower())))
-                ids = np.load(data).tolist()  # never unpickles
-            except (ValueError, EOFError, OSError) as error:
+                ids = np.lib.format.read_array(data).tolist()  # never unpickles
+            except (ValueError, EOFError, OSError, MemoryError) as error:
                 raise RecordFault("bad_tokens", f".{extension} is no .npy: {error}") from error
         if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
             raise RecordFault("bad_tokens", f"{place} is no list of token ids")
@@ -196,16 +196,18 @@ class _Record:
         return sorted(filter(is_image_extension, self._members), key=image_order)
 
     def named_images(self, names: Sequence[str]) -> list[StoredImage]:
-        """Images by the names that a document gives them: members, or, where none of them is one
-        (URLs, paths), the image members in their order."""
-        if names and not any(name.lower() in self._members for name in names):
+        """Images by the names that a document gives them: members, or the last parts of paths, or,
+        where these are no members either (URLs), the image members in their order."""
+        if any("/" in name for name in names):
+            names = [name.rpartition("/")[2] for name in names]
             members = self.image_members()
-            if len(members) == len(names):
+            if not any(name.lower() in self._members for name in names):
+                if len(members) != len(names):
+                    raise RecordFault(
+                        "image_count",
+                        f"{len(names)} images are named but {len(members)} are members",
+                    )
                 names = members
-            elif any("/" in name for name in names):
-                raise RecordFault(
-                    "image_count", f"{len(names)} images are named but {len(members)} are members"
-                )
         return [self.image(name) for name in names]
 
 
