@@ -23,7 +23,7 @@ from vltrain.batch import MicroBatchPlan, PackPlan, StepPlan
 from vltrain.data.assign import WorkCost, assign_all, imbalance, work_of
 from vltrain.data.config import MixtureConfig
 
-COST_7B = WorkCost(token=38.9e9, token_squared=0.737e6, image=1.38e12)
+COST_7B = WorkCost(token=38.9e9, token_squared=0.737e6, image_token=1.38e12 / 576)
 """FLOPs of stage 2 at 7B: blocks and head forward and backward, attention, both encoders."""
 BLOCK = 256
 

@@ -28,7 +28,7 @@ RANKS, MICRO = 512, 1
 STEP_SECONDS = 2304 * 4096 / (512 * 1852)
 """DeepSeek-VL-7B, stage 2: 2,304 sequences of 4,096 tokens on 512 A100 at the 1,852 tokens/s each
 that five days of training come to: 10 s a step."""
-COST_7B = WorkCost(token=38.9e9, token_squared=0.737e6, image=1.38e12)
+COST_7B = WorkCost(token=38.9e9, token_squared=0.737e6, image_token=1.38e12 / 576)
 
 
 def main() -> None:

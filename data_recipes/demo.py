@@ -20,6 +20,7 @@ from data_recipes import (
     shapes_caption,
     stdlib_text,
     synthetic_shapes,
+    tagged_text,
     text_sft,
 )
 from data_recipes.write import Recipe, Written, write_recipe
@@ -38,6 +39,7 @@ RECIPES: tuple[Recipe, ...] = (
     glyphs,
     photos,
     stdlib_text,
+    tagged_text,
     text_sft,
     interleaved_pages,
 )

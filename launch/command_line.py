@@ -49,7 +49,7 @@ def run_with_config(task: Callable[[RunConfig], None]) -> None:
         sys.stderr = stderr
         with_clean_errors(lambda: task(_named(from_hydra(composed))))
 
-    with_clean_errors(lambda: _refuse_misspelt_groups(sys.argv[1:]))
+    with_clean_errors(lambda: _refuse_words(sys.argv[1:]))
     job()
 
 
@@ -89,8 +89,15 @@ def _named(config: RunConfig) -> RunConfig:
     return config
 
 
-def _refuse_misspelt_groups(words: list[str]) -> None:
-    """``stgae=2`` would otherwise be answered with a complaint about the missing stage."""
+def _refuse_words(words: list[str]) -> None:
+    """What Hydra would answer with a complaint about something else: ``stage=1,2`` and
+    ``stgae=2``."""
+    for word in words:
+        if word.startswith("stage=") and "," in word:
+            raise ConfigError(
+                f"{word}: the stage cannot be swept, because every stage starts from the result of "
+                "another; run the command once for each stage, in turn"
+            )
     names = {word.lstrip("+~").split("=")[0] for word in words if "=" in word}
     if "stage" in names:
         return

@@ -17,9 +17,14 @@ def train(config: RunConfig) -> None:
     policy = policy_of(config.stage.number)
     policy.check(config)
     # Imported late: refusing a bad config must not wait for torch and DeepSpeed.
+    from vltrain import distributed
     from vltrain.assemble.training import assemble_training
 
-    assemble_training(config, predecessors=policy.predecessors, may_be_new=policy.may_be_new).run()
+    with distributed.answered():
+        training = assemble_training(
+            config, predecessors=policy.predecessors, may_be_new=policy.may_be_new
+        )
+    training.run()
 
 
 if __name__ == "__main__":

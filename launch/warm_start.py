@@ -2,8 +2,9 @@
 
 A real run starts from published checkpoints of SAM, SigLIP and the language model. None can be had
 offline, so this trains tiny ones for about two minutes and saves them in the same published
-layouts, to be loaded by the ordinary path. The language model reads plain text; of emoji, drawn
-shapes and printed signs SigLIP learns which words their captions hold, and SAM to draw them again.
+layouts, to be loaded by the ordinary path. The language model reads plain text, part of it lines
+that say the same words twice; of emoji, drawn shapes and printed signs SigLIP learns which words
+their captions hold, and SAM to draw them again.
 Neither sees a question, an answer or a held-out image.
 """
 
@@ -40,8 +41,8 @@ from vltrain.train.warm_start import NextToken, TowersApart, warm_up
 NOTE = (
     "The stages start from a warm start made on this machine (launch/warm_start.py), standing for "
     "published checkpoints of SAM, SigLIP and the language model: tiny ones, trained on plain "
-    "text and on the words of captions of emoji, drawn shapes and printed signs. It saw no "
-    "question, no answer and no held-out image."
+    "text (documentation, and short lines that say the same words twice) and on captions of "
+    "emoji, drawn shapes and printed signs. It saw no question, no answer and no held-out image."
 )
 KEPT = {"language": ("language",), "towers": ("sam", "siglip")}
 OBJECTIVES = {"language": NextToken, "towers": TowersApart}

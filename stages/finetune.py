@@ -1,7 +1,8 @@
 """Stage 3, supervised fine-tuning: language model, adaptor and SigLIP learn to answer.
 
 DeepSeek-VL 3.2.3: SAM stays frozen (GPU memory); only answers and special tokens are supervised,
-system and user prompts are masked; nearly half of the mix is text-only conversation.
+system and user prompts are masked; nearly half of the mix is text-only conversation. In
+DeepSeek-VL2 (4.1) everything trains.
 """
 
 from __future__ import annotations
@@ -24,8 +25,14 @@ def _masks_prompts(config: RunConfig) -> None:
 FINETUNE = StagePolicy(
     number=3,
     name="finetune",
-    may_train={"deepseek_vl": frozenset({"adaptor", "language", "siglip"})},
-    must_train={"deepseek_vl": frozenset({"adaptor", "language"})},
+    may_train={
+        "deepseek_vl": frozenset({"adaptor", "language", "siglip"}),
+        "deepseek_vl2": frozenset({"adaptor", "language", "siglip"}),
+    },
+    must_train={
+        "deepseek_vl": frozenset({"adaptor", "language"}),
+        "deepseek_vl2": frozenset({"adaptor", "language", "siglip"}),
+    },
     predecessors=frozenset({0, 2}),
     may_be_new=frozenset(),
     records=frozenset({RecordKind.conversation}),

@@ -2,7 +2,8 @@
 
 DeepSeek-VL 3.2.2 and 4.4: both towers frozen; the language share falls from 1 to its target
 (modality warm-up) and each global step is all one modality (grouping), so that language ability
-survives. A small share of SFT records is allowed, as in the paper.
+survives. A small share of SFT records is allowed, as in the paper. In DeepSeek-VL2 (4.1) the
+vision encoder trains too, on 3 : 7.
 """
 
 from __future__ import annotations
@@ -13,8 +14,14 @@ from vltrain.batch import Learn, RecordKind
 PRETRAIN = StagePolicy(
     number=2,
     name="pretrain",
-    may_train={"deepseek_vl": frozenset({"adaptor", "language"})},
-    must_train={"deepseek_vl": frozenset({"adaptor", "language"})},
+    may_train={
+        "deepseek_vl": frozenset({"adaptor", "language"}),
+        "deepseek_vl2": frozenset({"siglip", "adaptor", "language"}),
+    },
+    must_train={
+        "deepseek_vl": frozenset({"adaptor", "language"}),
+        "deepseek_vl2": frozenset({"siglip", "adaptor", "language"}),
+    },
     predecessors=frozenset({0, 1}),
     may_be_new=frozenset(),
     records=frozenset(RecordKind),

@@ -27,6 +27,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
         ("  api_key: abc def", "  api_key: 'REDACTED'"),
         ("aws_secret_key: x", "aws_secret_key: 'REDACTED'"),
         ("  password: null", "  password: null"),
+        ("+engine.extra.api_key=abc", "+engine.extra.api_key='REDACTED'"),
         ("  image_token: <image>", "  image_token: <image>"),
         ("  tokenizer: runs/x", "  tokenizer: runs/x"),
         ("  tokens_per_image: 576", "  tokens_per_image: 576"),

@@ -79,6 +79,8 @@ class StoredImage:
     data: bytes
     width: int
     height: int
+    grid: tuple[int, int] = (0, 0)
+    """Columns and rows of tiles beside the whole image, once encoded; (0, 0): none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,6 +157,10 @@ class PackPlan:
         return sum(p.images for p in self.pieces)
 
     @property
+    def image_tokens(self) -> int:
+        return sum(p.image_tokens for p in self.pieces)
+
+    @property
     def supervised(self) -> int:
         return sum(p.supervised for p in self.pieces)
 
@@ -200,14 +206,16 @@ class Fault:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MicroBatch:
-    """What one forward sees. B packs padded to T tokens; n images of all B packs in reading order.
+    """What one forward sees. B packs padded to T tokens; images of all B packs in reading order.
 
     ids: int64 (B, T), 0 at padding (never the image token there). positions: int64 (B, T),
     restarting at 0 with every piece. segments: int32 (B, T), 1, 2, ... per piece in the row, 0 at
     padding: a token attends only to earlier tokens of its own segment. targets: int64 (B, T),
     *already shifted*: targets[b, t] is the id that position t must predict, or IGNORE.
-    image_positions: int64 (n * tokens per image,), index into the flattened (B * T) of every
-    placeholder, image by image. images: uint8 (n, S, S, 3), padded squares as decoded; n may be 0.
+    image_positions: int64 (all image tokens,), index into the flattened (B * T) of every
+    placeholder, image by image. images: uint8 (n, S, S, 3), padded squares as decoded, of each
+    image the whole and then its tiles; n may be 0. grids: int64 (images, 2), columns and rows of
+    tiles (0 and 0: none). image_tokens: int64 (images,).
     num_targets, num_tokens: targets that are not IGNORE and tokens that are not padding, each by
     modality of their piece ({"language": ..., "multimodal": ...}).
     pack_numbers, pack_digests (16 bytes each): of the B real packs, in the order given.
@@ -219,6 +227,8 @@ class MicroBatch:
     targets: torch.Tensor
     image_positions: torch.Tensor
     images: torch.Tensor
+    grids: torch.Tensor
+    image_tokens: torch.Tensor
     num_targets: dict[str, int]
     num_tokens: dict[str, int]
     num_images: int
@@ -226,3 +236,14 @@ class MicroBatch:
     pack_digests: tuple[bytes, ...]
     origins: tuple[tuple[Origin, ...], ...]
     faults: tuple[Fault, ...] = field(default=())
+
+    @property
+    def num_squares(self) -> int:
+        """Of all images: what the vision encoder sees."""
+        return len(self.images)
+
+    @property
+    def whole_images(self) -> torch.Tensor:
+        """uint8 (images, S, S, 3): of each image its first square."""
+        squares = 1 + self.grids.prod(dim=1)
+        return self.images[squares.cumsum(0) - squares]

@@ -94,7 +94,8 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def _answered() -> Iterator[None]:
+def answered() -> Iterator[None]:
+    """Around exchanges: raises RankLostError where torch says that another process is gone."""
     try:
         yield
     except RuntimeError as error:
@@ -108,7 +109,7 @@ def _answered() -> Iterator[None]:
 
 def barrier() -> None:
     if world_size() > 1:
-        with _answered():
+        with answered():
             dist.barrier(group=_group())
 
 
@@ -117,7 +118,7 @@ def sum_floats(values: list[float]) -> list[float]:
     if world_size() == 1:
         return list(values)
     summed = torch.tensor(values, dtype=torch.float64)
-    with _answered():
+    with answered():
         dist.all_reduce(summed, group=_group())
     return [float(x) for x in summed]
 
@@ -127,7 +128,7 @@ def gather_objects(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     gathered: list[Any] = [None] * world_size()
-    with _answered():
+    with answered():
         dist.all_gather_object(gathered, value, group=_group())
     return gathered
 
@@ -137,6 +138,6 @@ def broadcast_object(value: Any) -> Any:
     if world_size() == 1:
         return value
     box = [value if is_first() else None]
-    with _answered():
+    with answered():
         dist.broadcast_object_list(box, src=0, group=_group())
     return box[0]

@@ -85,7 +85,8 @@ class NonFiniteError(VltrainError):
 
 
 class StoppedError(VltrainError):
-    """A signal asked the run to stop. What was done is saved; the same command goes on."""
+    """A signal asked the run to stop. What was done, if anything, is saved; the same command goes
+    on."""
 
     on_all_ranks = True
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: not a failure, try again

@@ -21,7 +21,7 @@ _SIGNED = re.compile(
     r"|api_?key|key)=)[^&\s'\"]+"
 )
 _NAMED = re.compile(
-    r"(?im)^(\s*(?:[\w.]*_)?(?:api_?key|secret|secret_key|access_key|password|auth_token"
+    r"(?im)^(\s*[+~]*(?:[\w.]*[._])?(?:api_?key|secret|secret_key|access_key|password|auth_token"
     r"|access_token)\s*[:=]\s*)(?!null\b)\S.*$"
 )
 

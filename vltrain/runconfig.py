@@ -102,9 +102,8 @@ def register_schema() -> None:
 def clean_arguments(arguments: Sequence[str]) -> list[str]:
     """Command-line words as Hydra can take them.
 
-    Drops the DeepSpeed launcher's ``--local_rank=N`` (and ``--local_rank N``); quotes the digits of
-    ``stage=2`` and of a sweep ``stage=1,2,3``, so that they name files of conf/stage/; writes
-    ``resume=auto`` out.
+    Drops the DeepSpeed launcher's ``--local_rank=N`` (and ``--local_rank N``); quotes the digit of
+    ``stage=2``, so that it names a file of conf/stage/; writes ``resume=auto`` out.
     """
     cleaned: list[str] = []
     words = iter(arguments)
@@ -112,9 +111,7 @@ def clean_arguments(arguments: Sequence[str]) -> list[str]:
         if re.fullmatch(r"--local[_-]rank", word):
             next(words, None)
         elif not re.fullmatch(r"--local[_-]rank=\d+", word):
-            match = re.fullmatch(r"stage=(\d+(?:,\d+)*)", word)
-            if match:
-                word = "stage=" + ",".join(f"'{n}'" for n in match.group(1).split(","))
+            word = re.sub(r"^stage=(\d+)$", r"stage='\1'", word)
             word = re.sub(r"^resume=(?=\w)", "resume.mode=", word)
             cleaned.append(word)
     return cleaned
@@ -234,8 +231,9 @@ def _check_mixture(config: RunConfig) -> None:
             "budget for text and images; set data.packing.enabled=false or "
             "image_tokens_on_top=false"
         )
+    image_tokens = config.model.geometry.most_tokens
     longest = packing.sequence_length + (
-        packing.max_images * config.model.tokens_per_image if packing.image_tokens_on_top else 0
+        packing.max_images * image_tokens if packing.image_tokens_on_top else 0
     )
     if longest > config.model.language.max_positions:
         raise ConfigError(
@@ -243,10 +241,10 @@ def _check_mixture(config: RunConfig) -> None:
             f"model.language.max_positions={config.model.language.max_positions}; lower "
             "data.packing.sequence_length or max_images"
         )
-    if not packing.image_tokens_on_top and packing.sequence_length <= config.model.tokens_per_image:
+    if not packing.image_tokens_on_top and packing.sequence_length <= image_tokens:
         raise ConfigError(
             f"data.packing.sequence_length={packing.sequence_length} cannot hold one image of "
-            f"{config.model.tokens_per_image} tokens; raise it or set "
+            f"{image_tokens} tokens; raise it or set "
             "data.packing.image_tokens_on_top"
         )
 

@@ -63,14 +63,23 @@ def newest(checkpoints: CheckpointStore) -> int:
 
 
 def test_training_goes_on_and_the_snapshot_is_what_was_then(disk: Disk) -> None:
-    weight = torch.arange(6.0)
+    weight, copying, waited = torch.arange(6.0), threading.Event(), []
 
     def live() -> Iterator[Fragment]:
+        assert copying.wait(timeout=30)
         for kind in (FragmentKind.master, FragmentKind.exp_avg, FragmentKind.exp_avg_sq):
             yield Fragment(name="adaptor.weight", kind=kind, offset=0, values=weight.clone())
 
+    def waiting() -> None:
+        waited.append("copy")
+        copying.set()
+
+    disk.writer.copied(waiting=waiting)  # no save, nothing to wait for
     disk.save(10, live())
-    weight.fill_(-1.0)  # the next step, while nothing is written yet
+    assert waited == []  # the next step's forward and backward, while nothing is copied yet
+    disk.writer.copied(waiting=waiting)
+    assert waited == ["copy"]
+    weight.fill_(-1.0)  # its update, while nothing is written yet
     assert disk.store.steps() == []
     assert not disk.writer.failed()
     disk.free.set()
@@ -115,6 +124,20 @@ def test_an_error_of_ours_is_no_success(disk: Disk, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
     monkeypatch.setattr(disk.store, "save", lambda *a, **k: 1 / 0)
     disk.save(10)
+    with pytest.raises(CheckpointError, match="an error of ours"):
+        disk.writer.settle(waiting=disk.wait)
+
+
+def test_a_copy_that_fails_stops_nobody_from_going_on(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Iterator[Fragment]:
+        raise MemoryError
+        yield
+
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    disk.save(10, broken())
+    disk.writer.copied(waiting=disk.wait)
     with pytest.raises(CheckpointError, match="an error of ours"):
         disk.writer.settle(waiting=disk.wait)
 

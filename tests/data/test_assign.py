@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from plan_fakes import make_plan, picture_table, text_table
 
@@ -9,10 +11,11 @@ from vltrain.batch import Modality, PackPlan, PieceRef, StepPlan
 from vltrain.data.assign import WorkCost, assign, assign_all, imbalance, micro_batches_per_rank
 from vltrain.data.config import MixtureConfig
 
-COST_7B = WorkCost(token=38.9e9, token_squared=0.737e6, image=1.38e12)
-"""FLOPs of stage 2 at 7B: 6 (B + H) per token, 6 h L per squared token, both encoders an image."""
+COST_7B = WorkCost(token=38.9e9, token_squared=0.737e6, image_token=1.38e12 / 576)
+"""FLOPs of stage 2 at 7B: 6 (B + H) per token, 6 h L per squared token, both encoders for an image
+of 576 tokens."""
 
-TOKENS = WorkCost(token=1.0, token_squared=0.0, image=0.0)
+TOKENS = WorkCost(token=1.0, token_squared=0.0, image_token=0.0)
 
 
 def step_of(lengths: list[int]) -> StepPlan:
@@ -44,6 +47,18 @@ def test_two_ranks_by_hand():
     step = step_of([4, 9, 5, 7])
     assert numbers(assign_all(step, world=2, micro=1, cost=TOKENS)) == [[[1], [0]], [[3], [2]]]
     assert assign(step, world=2, micro=1, rank=1, cost=TOKENS)[0].packs[0].number == 3
+
+
+def test_image_tokens_are_work():
+    """Two packs of equal length: the one that is all image costs more."""
+    step = step_of([4, 4, 3, 3])
+    pictured = dataclasses.replace(piece(2, 3), image_tokens=3, images=1)
+    packs = list(step.packs)
+    packs[2] = dataclasses.replace(packs[2], pieces=(pictured,))
+    step = dataclasses.replace(step, packs=tuple(packs))
+    cost = WorkCost(token=1.0, token_squared=0.0, image_token=10.0)
+    # 33 alone; then 4, 4 and 3 to the rank that has less until it is full.
+    assert numbers(assign_all(step, world=2, micro=1, cost=cost)) == [[[2], [3]], [[0], [1]]]
 
 
 def test_like_lengths_share_a_micro_batch():

@@ -51,7 +51,7 @@ def piece(key, ids, learned, *, image_starts=(), image_tokens=0, modality=None) 
         image_tokens=image_tokens * len(images),
         images=len(images),
     )
-    squares = tuple(np.full((SIDE, SIDE, 3), n + 1, dtype=np.uint8) for n in range(len(images)))
+    squares = tuple(np.full((1, SIDE, SIDE, 3), n + 1, dtype=np.uint8) for n in range(len(images)))
     modality = modality or (Modality.multimodal if images else Modality.language)
     return ReadPiece(
         ref=ref, origin=example.origin, modality=modality, example=example, squares=squares
@@ -116,6 +116,28 @@ def test_images_of_all_rows_in_reading_order():
     assert [int(square[0, 0, 0]) for square in batch.images] == [1, 1, 2]
     assert (batch.ids.flatten()[batch.image_positions] == IMAGE).all()
     assert int((batch.ids == IMAGE).sum()) == len(batch.image_positions)
+
+
+def test_images_of_several_squares():
+    """Two images in a row: the first with two tiles beside the whole, the second without."""
+    both = piece("v", [3, 3, 3, 3, 9, 1], "000011", image_starts=[0, 2], image_tokens=2)
+    example = both.example
+    assert example is not None
+    first, second = example.images
+    squares = np.stack([np.full((SIDE, SIDE, 3), n, dtype=np.uint8) for n in (7, 8, 9)])
+    tiled = dataclasses.replace(
+        both,
+        example=dataclasses.replace(
+            example, images=(dataclasses.replace(first, grid=(2, 1)), second)
+        ),
+        squares=(squares, both.squares[1]),
+    )
+    batch = collated([PICTURE, tiled])
+    assert (batch.num_images, batch.num_squares) == (3, 5)
+    assert batch.grids.tolist() == [[0, 0], [2, 1], [0, 0]]
+    assert batch.image_tokens.tolist() == [2, 2, 2]
+    assert [int(square[0, 0, 0]) for square in batch.images] == [1, 7, 8, 9, 2]
+    assert [int(square[0, 0, 0]) for square in batch.whole_images] == [1, 7, 2]
 
 
 def test_the_first_token_of_a_continued_piece_is_nobodys_target():

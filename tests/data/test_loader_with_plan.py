@@ -27,7 +27,7 @@ from vltrain.data.sources import open_source
 from vltrain.processing.train_tokenizer import IMAGE_TOKEN_ID
 
 STEPS = 6
-COST = WorkCost(token=1.0, token_squared=0.01, image=10.0)
+COST = WorkCost(token=1.0, token_squared=0.01, image_token=1.0)
 
 
 GROUPED = MixtureConfig(language_share=0.5, grouping=True)

@@ -206,7 +206,7 @@ def test_one_plan_can_be_walked_twice_at_once():
 
 
 def test_world_size_and_micro_batch_do_not_change_a_step():
-    cost = WorkCost(token=1.0, token_squared=0.001, image=100.0)
+    cost = WorkCost(token=1.0, token_squared=0.001, image_token=1.0)
     plan = make_plan([text_table(), picture_table()], packing=SMALL)
     for step in take(plan, 3):
         for world, micro in ((1, 1), (2, 3), (3, 2), (16, 1)):

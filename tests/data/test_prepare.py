@@ -249,3 +249,19 @@ def test_unknown_field(tmp_path: Path) -> None:
     config.fields["img"] = "png"
     with pytest.raises(ConfigError, match=r"source 's': fields \['img'\]"):
         prepare({"s": config})
+
+
+def test_names_in_a_shard_cannot_leave_it(tmp_path: Path) -> None:
+    """A sample's key is a word and never a path: nothing is unpacked."""
+    folder = tmp_path / "deep/shards"
+    folder.mkdir(parents=True)
+    names = ("../../up", "/" + str(tmp_path).strip("/") + "/absolute", "deep/../../../side")
+    members = [(f"{name}.{kind}", content) for name in names for kind, content in CONTENTS.items()]
+    write_tar(folder / "a.tar", members)
+    (source,) = prepare({"s": source_config(folder)}).sources
+    assert source.totals["multimodal"]["samples"] == len(names)
+    outside = [p for p in tmp_path.rglob("*") if not p.is_relative_to(folder)]
+    assert outside == [folder.parent]
+
+
+CONTENTS = {"png": png(), "txt": b"dog"}

@@ -68,7 +68,7 @@ def batches(config: DataConfig, *, workers: int) -> list[MicroBatch]:
         pad_color=(127, 127, 127),
         decode=DecodeMode.exact,
     )
-    cost = WorkCost(token=1.0, token_squared=0.0, image=1.0)
+    cost = WorkCost(token=1.0, token_squared=0.0, image_token=1.0)
     planned = (
         (step, assign(step, world=1, micro=2, rank=0, cost=cost))
         for step in islice(plan.steps(), STEPS)

@@ -64,5 +64,10 @@ def test_every_demo_card_is_complete_and_json() -> None:
         assert Split.train in each.expected
         assert json.loads(json.dumps(each.to_json())) == each.to_json()
     assert {c.kind for c in cards} == set(RecordKind)
-    assert {c.name for c in cards if c.synthetic} == {"ocr_lines", "synthetic_shapes", "glyphs"}
+    assert {c.name for c in cards if c.synthetic} == {
+        "ocr_lines",
+        "synthetic_shapes",
+        "glyphs",
+        "tagged_text",
+    }
     assert all("OpenMoji" in c.attribution for c in cards if "OpenMoji" in c.source)

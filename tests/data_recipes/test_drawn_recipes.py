@@ -8,7 +8,7 @@ import re
 
 from PIL import Image
 
-from data_recipes import easy_vqa, glyphs, ocr_lines, synthetic_shapes
+from data_recipes import easy_vqa, glyphs, ocr_lines, openmoji, synthetic_shapes, tagged_text
 from data_recipes.split import Split
 
 
@@ -94,3 +94,23 @@ def test_glyphs_captions_name_the_sign() -> None:
     assert all(caption[-1] in glyphs.DIGITS + glyphs.LETTERS for caption in captions)
     assert 0.55 < digits / len(captions) < 0.8
     assert not any("digit" in c and c[-1] in glyphs.LETTERS for c in captions)
+
+
+def test_tagged_text_says_its_words_again() -> None:
+    """The words of the first line, in any order, are all that the phrase cannot do without."""
+    first_words = set()
+    for record in tagged_text.samples(Split.train, limit=300):
+        assert list(record.members) == ["txt"]
+        words, phrase = str(record.members["txt"]).split("\n")
+        missing = set(words.split()) - set(phrase.split())
+        assert missing <= {"digit", "number"}, (words, phrase)
+        first_words.add(words.split()[0])
+    assert {"red", "circle", "digit"} <= first_words
+
+
+def test_tagged_text_names_no_held_out_emoji() -> None:
+    held_out = {e.name for e in openmoji.emojis() if e.split is Split.held_out}
+    held_out -= {e.name for e in openmoji.emojis() if e.split is Split.train}
+    phrases = {str(r.members["txt"]).split("\n")[1] for r in tagged_text.samples(Split.train)}
+    assert not held_out & {phrase.removeprefix("an emoji: ") for phrase in phrases}
+    assert len(phrases) > 2000

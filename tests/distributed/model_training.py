@@ -1,8 +1,9 @@
-"""The tiny hybrid model under the real engine in two processes, whose ranks differ in pictures
-and labels; against plain torch in one process. Run by torchrun: model_training.py OUT_FILE
-ZERO_STAGES PARTS.
+"""A tiny model under the real engine in two processes, whose ranks differ in pictures, labels and
+(where there are experts) in which of them are used; against plain torch in one process. Run by
+torchrun: model_training.py OUT_FILE ZERO_STAGES PARTS MODEL.
 
-Rank 0 writes, per ZeRO stage and step, the loss and the largest difference of any parameter.
+Rank 0 writes, per ZeRO stage and step, the loss and the largest difference of any parameter and of
+the routers' corrections.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from vltrain import distributed
+from vltrain.assemble.routers import balance_of
 from vltrain.batch import IGNORE
 from vltrain.engine.config import Dtype, EngineConfig
 from vltrain.engine.engine import Engine, build_engine
@@ -26,16 +28,17 @@ from vltrain.models.trainable import part_of
 from vltrain.optim.config import OptimConfig, ScheduleConfig, ScheduleKind
 from vltrain.optim.groups import parameter_groups
 
-LENGTH = 64
-STEPS = [("image", "text"), ("text", "text"), ("unlabelled", "image"), ("text", "unlabelled")]
+LENGTH = 128
+STEPS = [("image", "text"), ("same", "text"), ("unlabelled", "image"), ("text", "unlabelled")]
+CORRECTION_STEP = 0.1
 # eps 1 makes an update proportional to its gradient, so that AdamW does not magnify rounding.
 OPTIM = OptimConfig(
     lr=1.0, steps=10, eps=1.0, schedule=ScheduleConfig(kind=ScheduleKind.constant), clip_norm=0.0
 )
 
 
-def build(trainable: list[str]) -> BuiltModel:
-    path = Path(__file__).parents[2] / "conf" / "model" / "tiny.yaml"
+def build(model: str, trainable: list[str]) -> BuiltModel:
+    path = Path(__file__).parents[2] / "conf" / "model" / f"{model}.yaml"
     merged = OmegaConf.merge(
         OmegaConf.structured(ModelConfig),
         OmegaConf.load(path),
@@ -52,8 +55,9 @@ def build(trainable: list[str]) -> BuiltModel:
         device="cpu",
         seed=0,
     )
-    with torch.no_grad():
-        built.module.adaptor.get_parameter("alpha").fill_(0.3)
+    if config.sam is not None:
+        with torch.no_grad():
+            built.module.adaptor.get_parameter("alpha").fill_(0.3)
     return built
 
 
@@ -64,18 +68,29 @@ def inputs(built: BuiltModel, kind: str, seed: int) -> dict:
     targets = ids.roll(-1, 1)
     targets[:, -1] = IGNORE
     if kind == "image":
-        targets[:, :50] = IGNORE
+        targets[:, :114] = IGNORE
+    if kind == "same":  # equal tokens all choose the same experts
+        ids[:] = 5
     if kind == "unlabelled":
         targets[:] = IGNORE
-    images = 2 if kind == "image" else 0
-    squares = torch.randint(0, 256, (images, 64, 64, 3), dtype=torch.uint8, generator=generator)
+    sizes = [(10, 10), (60, 30)] if kind == "image" else []
+    layouts = [built.config.geometry.layout(*size, images_in_sample=2) for size in sizes]
+    grids = torch.tensor([layout.shape for layout in layouts], dtype=torch.int64).view(-1, 2)
+    side = built.config.image_side
+    squares = torch.randint(
+        0,
+        256,
+        (sum(layout.squares for layout in layouts), side, side, 3),
+        dtype=torch.uint8,
+        generator=generator,
+    )
     return {
         "ids": ids,
         "positions": torch.arange(LENGTH)[None],
         "segments": torch.ones(1, LENGTH, dtype=torch.int32),
         "targets": targets,
-        "image_positions": torch.arange(5, 5 + 16 * images),
-        "features": built.frozen.encode(squares),
+        "image_positions": torch.arange(5, 5 + sum(layout.tokens for layout in layouts)),
+        "features": {**built.frozen.encode(squares), "grids": grids},
     }
 
 
@@ -90,8 +105,17 @@ def largest_difference(engine: Engine, reference: BuiltModel) -> float:
     return max(distributed.gather_objects(max(differences)))
 
 
-def train(zero_stage: int, trainable: list[str]) -> list[dict[str, float]]:
-    built, reference = build(trainable), build(trainable)
+def corrections(built: BuiltModel) -> torch.Tensor:
+    """After a step of every router that has any."""
+    balance = balance_of(built)
+    if balance is None or balance.corrections is None:
+        return torch.zeros(1)
+    balance.finish_step(step_size=CORRECTION_STEP)
+    return balance.corrections
+
+
+def train(zero_stage: int, trainable: list[str], *, model: str) -> list[dict[str, float]]:
+    built, reference = build(model, trainable), build(model, trainable)
     engine = build_engine(
         built.module,
         groups=parameter_groups(built.module.named_parameters(), part_of=part_of, config=OPTIM),
@@ -126,9 +150,14 @@ def train(zero_stage: int, trainable: list[str]) -> list[dict[str, float]]:
             float((p.detach() - initial[n]).abs().max())
             for n, p in reference.module.named_parameters()
         )
+        # The reference has counted both ranks' tokens: its corrections move as theirs together.
+        correction, expected = corrections(built), corrections(reference)
+        apart = float((correction - expected).abs().max())
         rows.append(
             {
                 "loss": float(sum(losses)),
+                "corrections_apart": max(distributed.gather_objects(apart)),
+                "corrections_moved": float(correction.abs().max()),
                 "moved": moved,
                 "difference": largest_difference(engine, reference),
             }
@@ -138,9 +167,10 @@ def train(zero_stage: int, trainable: list[str]) -> list[dict[str, float]]:
 
 def main() -> None:
     out, stages, parts = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+    model = sys.argv[4]
     torch.set_num_threads(1)
     start(EngineConfig(timeout_seconds=60))
-    rows = {stage: train(stage, parts) for stage in stages}
+    rows = {stage: train(stage, parts, model=model) for stage in stages}
     if distributed.is_first():
         out.write_text(json.dumps(rows))
     distributed.barrier()

@@ -321,7 +321,7 @@ def test_the_table_aligns_and_marks_what_was_not_measured():
     assert lines[-1] == "(in brackets: the same with every picture blanked)"
 
 
-def test_a_count_that_differs_stands_in_its_cell():
+def test_counts_that_differ_are_given_point_by_point():
     more = replace(
         point("pretrain", 15),
         questions={"quiz": {"what": Accuracy(asked=20, right=15, right_blank=5, chance=None)}},
@@ -329,12 +329,12 @@ def test_a_count_that_differs_stands_in_its_cell():
     )
     warm = Point(stage="warm", step=0, model="m")
     quiz, colors, prose, *_ = result_rows([warm, point("align", 7), more])
-    assert quiz.cells == ("-", "70.0 (20.0) of 10", "75.0 (25.0) of 20")
-    assert quiz.note == "of N asked"
+    assert quiz.cells == ("-", "70.0 (20.0)", "75.0 (25.0)")
+    assert quiz.note == "10, 20 asked"
     assert colors.cells == ("-", "50.0 (25.0)", "50.0 (25.0)")
     assert colors.note == "4 asked, guessing 10%"
-    assert prose.cells == ("-", "3.250 of 50", "2.000 of 70")
-    assert prose.note == "of N targets"
+    assert prose.cells == ("-", "3.250", "2.000")
+    assert prose.note == "50, 70 targets"
 
 
 def test_bars_keep_the_order_of_points():

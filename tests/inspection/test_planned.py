@@ -35,7 +35,7 @@ def test_alone_from_the_start_or_any_cursor(mix: Callable[..., Opened], grouping
 
 def test_what_is_read_alone_is_what_two_ranks_read(mix: Callable[..., Opened]) -> None:
     opened = mix()
-    cost = WorkCost(token=1.0, token_squared=0.0, image=1.0)
+    cost = WorkCost(token=1.0, token_squared=0.0, image_token=1.0)
     digests: list[dict[int, bytes]] = [{} for _ in range(4)]
     for rank in range(2):
         planned = (

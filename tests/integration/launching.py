@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -138,9 +139,10 @@ def launch(
 
 class Ranks:
     """Two processes of one run started by hand, as Slurm would: each exit code can be seen and each
-    process be sent signals. A context: nothing outlives it."""
+    process be sent signals. largest_file: bytes, beyond which they cannot write any file, as on a
+    full disk. A context: nothing outlives it."""
 
-    def __init__(self, *words: str, cwd: Path) -> None:
+    def __init__(self, *words: str, cwd: Path, largest_file: int | None = None) -> None:
         self._logs = [cwd / f"rank-{rank}.err" for rank in (0, 1)]
         shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         self.processes = [
@@ -153,6 +155,9 @@ class Ranks:
             )
             for rank, log in enumerate(self._logs)
         ]
+        if largest_file is not None:
+            for process in self.processes:
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest_file, largest_file))
 
     def __enter__(self) -> Ranks:
         return self
@@ -170,7 +175,11 @@ class Ranks:
             time.sleep(0.02)
 
     def codes(self, *, seconds: float = 60) -> list[int]:
-        return [process.wait(timeout=seconds) for process in self.processes]
+        """Exit codes, once all have ended; pytest -rP shows how long that took."""
+        begin = time.monotonic()
+        codes = [process.wait(timeout=seconds) for process in self.processes]
+        print(f"ended after {time.monotonic() - begin:.1f} s with {codes}")
+        return codes
 
     def said(self, rank: int) -> str:
         return self._logs[rank].read_text()

@@ -1,92 +1,185 @@
-"""Killed at a random step, twice in a row, and continued each time with other numbers of processes
-and workers and another micro-batch: the chain of digests is that of the data read straight
-through."""
+"""A run that is killed again and again, at random instants and inside saves, and goes on each time
+with another number of processes, ZeRO stage, micro-batch and number of workers, is the run that was
+never stopped: the same batches, the same ledger, the same losses; and what it goes on from is never
+half a checkpoint."""
 
 from __future__ import annotations
 
-import contextlib
+import json
 import random
+import re
+import shutil
+import tarfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from launching import DEMO, composed, deepspeed, launch, prepare_here, rows_of
+from launching import DEMO, Finished, deepspeed, launch, prepare_here, rows_of
 
-from vltrain.assemble.datapath import open_data, step_loader
-from vltrain.train.agree import agree
+from vltrain.checkpoint.manifest import damaged_files, read_manifest
 
-STEPS = 10
 # Which weights are trained does not matter here, so no stage has to come before.
 WORDS = (
     *("stage=2", *DEMO, "init_from=null", "model.weights.allow_random=true"),
-    *(f"optim.steps={STEPS}", "checkpoint.every_steps=2"),
+    *("data.sources.emoji.path=data/bad_emoji", "data.faults.budget=1"),
+    *("checkpoint.every_steps=1", "metrics.wandb.enabled=false"),
 )
+EXACT = ("step", "digest", "chain", "modality", "tokens", "supervised", "images", "packs", "holes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kill:
+    """SIGKILL to every process at once, when this launch has written the row of ``step`` (None:
+    while it starts) and so many seconds more; inside: at the next save from then on, so many
+    seconds into it."""
+
+    step: int | None
+    seconds: float
+    inside: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One launch. after: it is killed when so many rows are written (None: it runs to its end)."""
+    """One launch. kill: None lets it run to its end."""
 
     processes: int
-    workers: int
+    zero_stage: int
     micro: int
-    after: int | None
+    workers: int
+    kill: Kill | None
+
+    def words(self) -> tuple[str, ...]:
+        return (
+            f"engine.zero_stage={self.zero_stage}",
+            f"data.batch.micro={self.micro}",
+            f"data.loader.workers={self.workers}",
+        )
 
 
-def parts(seed: int, *shapes: tuple[int, int, int]) -> list[Part]:
-    """Launches of (processes, workers, micro-batch), killed at two random steps."""
-    kills = sorted(random.Random(seed).sample(range(1, STEPS - 1), len(shapes) - 1))
+def parts(seed: int, *, kills: int, starting: int) -> list[Part]:
+    """``kills`` launches that are killed, ``starting`` of them while they start and half of the
+    others inside a save, and one that is not."""
+    dice = random.Random(seed)
+    steps = sorted(dice.sample(range(1, 2 * kills), kills - starting))
+    drawn = [
+        Kill(step=step, seconds=dice.uniform(0, 0.02 if inside else 0.5), inside=inside)
+        for number, step in enumerate(steps)
+        for inside in [number % 2 == 0]
+    ]
+    for _ in range(starting):
+        kill = Kill(step=None, seconds=dice.uniform(1, 10), inside=False)
+        drawn.insert(dice.randrange(1, len(drawn)), kill)
     return [
-        Part(processes=processes, workers=workers, micro=micro, after=after)
-        for (processes, workers, micro), after in zip(shapes, [*kills, None], strict=True)
+        Part(
+            processes=dice.choice((1, 2, 4)),
+            zero_stage=dice.choice((1, 2, 3)),
+            micro=dice.choice((1, 2)),
+            workers=dice.choice((0, 0, 1, 2)),
+            kill=kill,
+        )
+        for kill in (*drawn, None)
     ]
 
 
 @pytest.fixture(scope="module")
-def straight_through(workspace: Path) -> list[tuple[int, str]]:
-    """(step, chain) of all steps, read in this process without training."""
+def prepared(workspace: Path) -> Path:
+    """The workspace with a source that has bad records: every fifth picture is cut."""
+    folder = workspace / "data/bad_emoji"
+    shutil.copytree(
+        workspace / "data/demo/emoji_caption/train",
+        folder,
+        ignore=shutil.ignore_patterns(".vltrain"),
+    )
+    for shard in folder.glob("*.tar"):
+        with tarfile.open(shard) as tar:
+            pictures = [m for m in tar if m.name.endswith(".png")]
+        with shard.open("r+b") as stream:
+            for picture in pictures[::5]:
+                stream.seek(picture.offset_data + 64)  # behind the header, which prepare reads
+                stream.write(bytes(picture.size - 64))
     prepare_here(workspace, *WORDS)
-    config = composed(*WORDS)
-    chains, head = [], ""
-    with contextlib.chdir(workspace):
-        loader = step_loader(config, open_data(config), cursor=None, rank=0, world=1)
-        for plan, micros in loader:
-            head = agree(plan, micros, chain_head=head).chain
-            chains.append((plan.step + 1, head))
-    return chains
+    return workspace
 
 
-@pytest.mark.slow
+def last_step(run: Path, *, since: float) -> int:
+    """The last step that was written after ``since`` (seconds since the epoch)."""
+    rows = run / "steps.jsonl"
+    lines = rows.read_bytes().splitlines(keepends=True) if rows.is_file() else []
+    whole = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    return max((row["step"] for row in whole if row["time"] > since), default=0)
+
+
+def is_time_for(kill: Kill, run: Path) -> Callable[[], bool]:
+    """Asked again and again while a launch runs: whether its moment has come."""
+    begin = time.time()
+    due: list[float] = []
+
+    def now() -> bool:
+        if not due:
+            if kill.step is not None and last_step(run, since=begin) < kill.step:
+                return False
+            if kill.inside and not list((run / "checkpoints").glob(".saving-*")):
+                return False
+            due.append(time.time() + kill.seconds)
+        return time.time() >= due[0]
+
+    return now
+
+
+def complete(run: Path) -> list[int]:
+    """Steps of the checkpoints, every byte of each as its manifest says."""
+    steps = []
+    for directory in sorted((run / "checkpoints").glob("step-*")):
+        manifest = read_manifest(directory)
+        assert damaged_files(directory, manifest) == []
+        steps.append(manifest.step)
+    return steps
+
+
+def train(part: Part, *, steps: int, name: str, cwd: Path) -> Finished:
+    return launch(
+        deepspeed("--num_gpus", str(part.processes)),
+        *(*WORDS, f"optim.steps={steps}", f"run.name={name}", *part.words()),
+        cwd=cwd,
+        kill_when=is_time_for(part.kill, cwd / "runs/demo" / name) if part.kill else None,
+        seconds=600,
+    )
+
+
 @pytest.mark.parametrize(
-    "launches",
+    ("seed", "kills", "starting"),
     [
-        parts(1, (2, 0, 2), (1, 3, 1), (4, 1, 1)),
-        parts(2, (3, 1, 1), (4, 0, 1), (2, 3, 2)),
-        parts(3, (1, 0, 4), (3, 3, 1), (1, 1, 2)),
+        pytest.param(1, 3, 0, id="3 kills"),
+        pytest.param(2, 20, 3, id="20 kills", marks=pytest.mark.slow),
     ],
-    ids=lambda launches: "-".join(f"{p.processes}x{p.workers}x{p.micro}" for p in launches),
 )
-def test_the_chain_is_that_of_the_data_read_straight_through(
-    launches: list[Part], straight_through: list[tuple[int, str]], workspace: Path
+def test_whatever_kills_it_the_run_is_the_same(
+    prepared: Path, seed: int, kills: int, starting: int
 ) -> None:
-    name = "anywhere-" + "-".join(f"{p.processes}{p.workers}{p.micro}" for p in launches)
-    run = workspace / "runs/demo" / name
-    for part in launches:
-
-        def is_far_enough(after: int | None = part.after) -> bool:
-            rows = run / "steps.jsonl"
-            return after is not None and rows.is_file() and rows.read_bytes().count(b"\n") >= after
-
-        ended = launch(
-            deepspeed("--num_gpus", str(part.processes)),
-            *WORDS,
-            f"run.name={name}",
-            f"data.loader.workers={part.workers}",
-            f"data.batch.micro={part.micro}",
-            cwd=workspace,
-            kill_when=is_far_enough,
-            seconds=400,
-        )
-        # A run that was past its last step before the kill reached it has nothing more to show.
-        assert ended.code == (0 if part.after is None else -9), ended.err
-    assert [(row["step"], row["chain"]) for row in rows_of(run)] == straight_through
+    steps = 2 * kills + 4
+    whole = Part(processes=1, zero_stage=1, micro=2, workers=0, kill=None)
+    ended = train(whole, steps=steps, name=f"never-killed-{kills}", cwd=prepared)
+    assert ended.code == 0, ended.err
+    run, inside = prepared / f"runs/demo/killed-{kills}-times", 0
+    for part in parts(seed, kills=kills, starting=starting):
+        before = complete(run)
+        ended = train(part, steps=steps, name=run.name, cwd=prepared)
+        assert ended.code == (-9 if part.kill else 0), f"{part}\n{ended.err}"
+        resumed = re.findall(r"resuming from \S+/step-(\d+)", ended.err)
+        assert [int(step) for step in resumed] in ([], before[-1:]), ended.err
+        assert "passed over" not in ended.err
+        inside += any((run / "checkpoints").glob(".saving-*"))
+    assert inside >= kills // 4, "too few kills came inside a save to show anything"
+    rows, wanted = rows_of(run), rows_of(prepared / f"runs/demo/never-killed-{kills}")
+    assert [[row[name] for name in EXACT] for row in rows] == [
+        [row[name] for name in EXACT] for row in wanted
+    ]
+    assert [row["loss"] for row in rows] == pytest.approx([r["loss"] for r in wanted], abs=1e-4)
+    ledger, kept = (
+        (prepared / "runs/demo" / name / "ledger.jsonl").read_text()
+        for name in (run.name, f"never-killed-{kills}")
+    )
+    assert ledger == kept
+    assert ledger.count("\n") == sum(row["holes"] for row in wanted) > 0

@@ -3,6 +3,7 @@ trains."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -226,3 +227,56 @@ def test_a_refused_run_leaves_the_old_one_alone(stages: Stages, refused: Refused
     before = {p: p.read_bytes() for p in run.iterdir() if p.is_file()}
     refused("stage=1", *DEMO, "data.batch.sequences=8")
     assert {p: p.read_bytes() for p in run.iterdir() if p.is_file()} == before
+
+
+def test_a_damaged_newest_checkpoint_and_a_stale_lock(
+    in_process: InProcess, stages: Stages, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one before is taken, what came after it is done again; no operator is compiled."""
+    run = workspace / "runs/demo/damaged"
+    shutil.copytree(stages.runs[1], run)
+    weights = run / "checkpoints/step-00000006/weights-00000-000.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    lock = workspace / "extensions/deepspeed_shm_comm/lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(lock.parents[1]))
+    ended = in_process("stage=1", *DEMO, "run.name=damaged")
+    assert ended.code == 0, ended.err
+    assert "Checkpoint of step 6 is passed over: " in ended.err
+    assert "weights-00000-000.safetensors has " in ended.err
+    assert ended.said("resuming from runs/demo/damaged/checkpoints/step-00000004") == 1
+    assert ended.said("A build of the operator deepspeed_shm_comm was started and not finished")
+    assert batches_of(run) == batches_of(stages.runs[1])
+
+
+def batches_of(run: Path) -> list[tuple[int, str]]:
+    return [(row["step"], row["chain"]) for row in rows_of(run)]
+
+
+def test_a_checkpoint_that_cannot_be_made(
+    refused: Refused, stages: Stages, workspace: Path
+) -> None:
+    """A file lies where the checkpoints should: as without permission, which a test that runs as
+    root always has."""
+    run = workspace / "runs/demo/no_place"
+    run.mkdir()
+    (run / "checkpoints").touch()
+    said = refused("stage=1", *DEMO, "run.name=no_place", "optim.steps=2")
+    assert "The checkpoint of step 2 could not be written to runs/demo/no_place/checkpoints" in said
+    assert "must be writable and on a file system that every node shares" in said
+
+
+def test_steps_that_are_not_finite_go_back_and_then_end_the_run(
+    refused: Refused, stages: Stages, workspace: Path
+) -> None:
+    """With a learning rate far too high: skipped, back to the checkpoint, skipped again, end."""
+    words = ("optim.lr=1e30", "optim.clip_norm=0", "optim.steps=40", "checkpoint.every_steps=1")
+    patience = ("stability.skip_budget=1", "stability.rollbacks=1")
+    said = refused("stage=1", *DEMO, "run.name=not_finite", *words, *patience)
+    assert "Too many steps were not finite (stability.skip_budget)" in said
+    assert "the run went back to a checkpoint 1 times" in said
+    assert "Try a lower optim.lr" in said
+    events = (workspace / "runs/demo/not_finite/events.jsonl").read_text().splitlines()
+    words = [json.loads(line)["event"] for line in events]
+    assert words == ["not_finite", "rollback", "not_finite"]

@@ -148,3 +148,11 @@ def test_what_a_stage_kept_frozen_may_train_in_the_next(stages: Stages, workspac
     began = tensor_digests([(embedding, published[embedding.removeprefix("language.")])])
     assert kept[embedding] == began[embedding]
     assert trained[embedding] != began[embedding]
+
+
+def test_parameters_and_states_in_host_memory_train_the_same(stages: Stages, in_process) -> None:
+    offload = ("engine=zero3_offload", "engine.dtype=fp32", "run.name=offload")
+    ended = in_process("stage=1", *DEMO, *offload, "metrics.wandb.enabled=false")
+    assert ended.code == 0, ended.err
+    rows, wanted = rows_of(stages.runs[1].with_name("offload")), rows_of(stages.runs[1])
+    assert [row["loss"] for row in rows] == pytest.approx([r["loss"] for r in wanted], rel=1e-5)

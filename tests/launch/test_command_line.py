@@ -65,8 +65,13 @@ def test_our_own_mistakes_keep_their_traceback(command_line) -> None:
 )
 def test_a_misspelt_group_is_named(command_line, words: list[str], meant: str) -> None:
     with pytest.raises(ConfigError, match=f"did you mean {meant}=...") as error:
-        command_line._refuse_misspelt_groups(words)
+        command_line._refuse_words(words)
     assert "data, debug, engine, experiment, model, optim, stage" in str(error.value)
+
+
+def test_a_sweep_over_stages_is_refused(command_line) -> None:
+    with pytest.raises(ConfigError, match=r"stage=1,2: the stage cannot be swept.*once for each"):
+        command_line._refuse_words(["-m", "stage=1,2", "+experiment=demo"])
 
 
 @pytest.mark.parametrize(
@@ -74,4 +79,4 @@ def test_a_misspelt_group_is_named(command_line, words: list[str], meant: str) -
     [["stage=1", "stgae=2"], ["optim.lr=1"], ["data=x"], ["resume=never"], ["--cfg", "job"]],
 )
 def test_other_words_are_left_to_hydra(command_line, words: list[str]) -> None:
-    command_line._refuse_misspelt_groups(words)
+    command_line._refuse_words(words)

@@ -31,7 +31,7 @@ SAM = SamShape(
 SIGLIP = SiglipShape(image_size=384, patch_size=16, width=1024, layers=24, ffn=4096)
 SMALL = LanguageShape(width=2048, layers=24, heads=16, kv_heads=16, ffn=5632, vocab_size=102400)
 LARGE = LanguageShape(width=4096, layers=30, heads=32, kv_heads=32, ffn=11008, vocab_size=102400)
-ONE_IMAGE = Work(images=1, tokens=0, targets=0, sum_squared_document_tokens=0)
+ONE_IMAGE = Work(squares=1, tokens=0, targets=0, sum_squared_document_tokens=0)
 
 
 def hybrid(language: LanguageShape) -> ModelShape:
@@ -62,7 +62,7 @@ def test_language_sizes():
 
 @pytest.mark.parametrize(("language", "tera"), [(SMALL, 3.70), (LARGE, 17.6)])
 def test_stage_1_trains_the_adaptor(language, tera):
-    work = Work(images=1, tokens=704, targets=100, sum_squared_document_tokens=704**2)
+    work = Work(squares=1, tokens=704, targets=100, sum_squared_document_tokens=704**2)
     flops = count_flops(hybrid(language), trained=["adaptor"], work=work)
     assert flops.language / 1e12 == pytest.approx(tera, rel=0.003)
     assert flops.sam / 1e9 == pytest.approx(972.08, abs=0.01)
@@ -79,7 +79,7 @@ def test_stage_1_trains_the_adaptor(language, tera):
 
 @pytest.mark.parametrize(("language", "tera"), [(SMALL, 36.7), (LARGE, 163)])
 def test_stage_2_text_pack(language, tera):
-    work = Work(images=0, tokens=4096, targets=4096, sum_squared_document_tokens=4 * 1024**2)
+    work = Work(squares=0, tokens=4096, targets=4096, sum_squared_document_tokens=4 * 1024**2)
     flops = count_flops(hybrid(language), trained=["adaptor", "language"], work=work)
     assert flops.total / 1e12 == pytest.approx(tera, rel=0.003)
     assert flops.sam == flops.siglip == flops.adaptor == 0
@@ -87,7 +87,7 @@ def test_stage_2_text_pack(language, tera):
 
 @pytest.mark.parametrize(("language", "tera"), [(SMALL, 8.14), (LARGE, 38.6)])
 def test_stage_3_trains_siglip_too(language, tera):
-    work = Work(images=1, tokens=1024, targets=200, sum_squared_document_tokens=1024**2)
+    work = Work(squares=1, tokens=1024, targets=200, sum_squared_document_tokens=1024**2)
     flops = count_flops(hybrid(language), trained=["adaptor", "language", "siglip"], work=work)
     assert flops.language / 1e12 == pytest.approx(tera, rel=0.003)
     assert flops.siglip / 1e9 == pytest.approx(1144, abs=0.5)
@@ -117,7 +117,7 @@ def test_grouped_queries_have_smaller_projections():
 
 
 def test_nothing_trained_is_forward_only():
-    work = Work(images=0, tokens=10, targets=2, sum_squared_document_tokens=100)
+    work = Work(squares=0, tokens=10, targets=2, sum_squared_document_tokens=100)
     flops = count_flops(hybrid(SMALL), trained=[], work=work)
     expected = 2 * SMALL.block_parameters * 10 + 2 * SMALL.head_parameters * 2
     assert flops.language == expected + 2 * 2048 * 24 * 100

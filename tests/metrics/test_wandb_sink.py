@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import pytest
 import wandb
@@ -126,6 +127,24 @@ def test_an_offline_run_is_recorded_and_its_id_kept(tmp_path, make_row):
     files = sorted(p.name for p in (tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert files
     assert set(files) == {f"run-{sink.run_id}.wandb"}
+
+
+def test_no_secret_of_the_command_line_is_recorded(tmp_path, monkeypatch, make_row):
+    words = [
+        "data.sources.x.path=https://user:hunter2pass@host/x.tar",
+        "+engine.extra.api_key=topsecretword",
+        "optim.lr=0.125",
+    ]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    sink = open_sink(tmp_path)
+    assert sys.argv == ["train.py", *words]
+    sink.write(make_row(1))
+    sink.close()
+    files = [p.read_bytes() for p in (tmp_path / "wandb").rglob("*") if p.is_file()]
+    assert any(b"optim.lr=0.125" in content for content in files), "the words are recorded"
+    assert any(b"https://REDACTED@host/x.tar" in content for content in files)
+    for secret in (b"hunter2pass", b"topsecretword"):
+        assert not any(secret in content for content in files)
 
 
 def test_a_failed_start_is_a_warning_and_falls_back(tmp_path, monkeypatch, make_row, caplog):

@@ -45,6 +45,23 @@ def _build(config, *, device="cpu", dtype=torch.float32, seed=0, trainable=("ada
             },
         ),
         ("deepseek_vl_1.3b_hybrid", 2_058_996_993, None),
+        # facts: projector and the two learned vectors at width 1280, 2048 and 2560
+        *(
+            (
+                f"deepseek_vl2_{size}",
+                412_987_248 + 4608 * width + width * width + 4 * width + language,
+                {
+                    "siglip": 412_987_248,
+                    "adaptor": 4608 * width + width * width + 4 * width,
+                    "language": language,
+                },
+            )
+            for size, width, language in (
+                ("tiny", 1280, 2_934_734_080),
+                ("small", 2048, 15_706_484_224),
+                ("base", 2560, 27_033_546_240),
+            )
+        ),
     ],
 )
 def test_full_sizes_have_the_published_number_of_parameters(config_of, name, total, parts):

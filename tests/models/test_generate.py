@@ -71,5 +71,5 @@ def test_text_alone_and_no_new_token(tiny, build):
 
 def test_a_missing_image_is_named(tiny, build, prompts):
     images = torch.zeros((1, 64, 64, 3), dtype=torch.uint8)
-    with pytest.raises(DataError, match="1 images give 16 features but the batch has 32"):
+    with pytest.raises(DataError, match="give 16 features but it has 32"):
         _generate(build(tiny), prompts, images)

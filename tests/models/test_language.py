@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vltrain.models.language import segment_mask
+from vltrain.models.language import rotary_embedding, segment_mask
 
 
 def test_mask_by_hand():
@@ -61,8 +61,10 @@ def test_recomputed_layers_give_the_same_gradients(config_of, build, pack):
 
 def test_a_cast_of_the_module_does_not_round_rotary_frequencies(tiny, build):
     language = build(tiny).module.language
-    positions = torch.tensor([[0, 1000]])
-    exact = language._rotary(positions, dtype=torch.float32)
     language.bfloat16()
-    torch.testing.assert_close(language._rotary(positions, dtype=torch.float32), exact)
     assert not list(language.buffers())
+    cosines, sines = rotary_embedding(
+        torch.tensor([[1000]]), dim=4, theta=10000.0, dtype=torch.float32
+    )
+    assert cosines.flatten().tolist() == pytest.approx(2 * [0.562379, -0.839072], abs=1e-5)
+    assert sines.flatten().tolist() == pytest.approx(2 * [0.826880, -0.544021], abs=1e-5)

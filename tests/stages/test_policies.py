@@ -14,6 +14,11 @@ TRAINS = {  # DeepSeek-VL 3.2: may, must
     2: ({"adaptor", "language"}, {"adaptor", "language"}),
     3: ({"adaptor", "language", "siglip"}, {"adaptor", "language"}),
 }
+TRAINS_VL2 = {  # DeepSeek-VL2 4.1: all of it, always
+    1: {"siglip", "adaptor"},
+    2: {"siglip", "adaptor", "language"},
+    3: {"siglip", "adaptor", "language"},
+}
 PREDECESSORS = {1: {0}, 2: {0, 1}, 3: {0, 2}}
 RECORDS = {
     1: {RecordKind.caption},
@@ -27,8 +32,8 @@ def test_policy(number: int) -> None:
     policy = policy_of(number)
     assert policy.number == number
     may, must = TRAINS[number]
-    assert policy.may_train == {"deepseek_vl": may}
-    assert policy.must_train == {"deepseek_vl": must}
+    assert policy.may_train == {"deepseek_vl": may, "deepseek_vl2": TRAINS_VL2[number]}
+    assert policy.must_train == {"deepseek_vl": must, "deepseek_vl2": TRAINS_VL2[number]}
     assert policy.predecessors == PREDECESSORS[number]
     assert policy.may_be_new == ({"adaptor"} if number == 1 else set())
     assert policy.records == RECORDS[number]

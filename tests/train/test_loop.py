@@ -22,6 +22,7 @@ from vltrain.data.config import RatioUnit
 from vltrain.engine.engine import StepOutcome
 from vltrain.errors import CheckpointError, DataError, NonFiniteError, StoppedError
 from vltrain.metrics.rows import StepRow
+from vltrain.train.agree import agree
 from vltrain.train.config import StabilityConfig
 from vltrain.train.loop import Hooks, Progress, Trainer
 from vltrain.train.stability import Stability
@@ -75,6 +76,8 @@ def micro(number: int, targets: Sequence[int], *, faults: tuple[Fault, ...] = ()
         targets=row,
         image_positions=torch.zeros(0, dtype=torch.int64),
         images=torch.zeros(0, 4, 4, 3, dtype=torch.uint8),
+        grids=torch.zeros(0, 2, dtype=torch.int64),
+        image_tokens=torch.zeros(0, dtype=torch.int64),
         num_targets={"language": len(targets), "multimodal": 0},
         num_tokens={"language": len(targets) + 1, "multimodal": 0},
         num_images=0,
@@ -126,6 +129,7 @@ class Recorder:
             row=self.rows.append,
             faults=self._count,
             save=lambda progress: self.saved.append((progress.step, progress.cursor)),
+            copied=lambda: self.doing.append("copied"),
             save_failed=lambda: (
                 self.failed_after is not None and len(self.rows) >= self.failed_after
             ),
@@ -133,6 +137,7 @@ class Recorder:
             learning_rates=lambda step: {"adaptor": 0.1 * (step + 1)},
             flops=lambda plan, agreed: 7.0 * agreed.images,
             imbalance=lambda plan: 1.0 + plan.step,
+            routers=lambda step, outcome: None,
             roll_back=lambda: self.updates_saved.pop(0) if self.updates_saved else None,
             event=lambda word, step, detail: self.events.append((word, step, detail)),
             stop=lambda: self.stop.pop(0) if self.stop else None,
@@ -308,6 +313,31 @@ def test_a_signal_saves_what_is_done_and_ends_the_run() -> None:
     assert recorder.doing[-5:] == ["data 3", "agree 3", "save 2", "save 2", "settle"]
 
 
+def test_the_update_waits_until_the_last_save_has_read_the_weights() -> None:
+    recorder, engine = Recorder(), FakeEngine()
+    apply = engine.apply
+
+    def applied(rates: dict[str, float]) -> StepOutcome:
+        recorder.doing.append("apply")
+        return apply(rates)
+
+    engine.apply = applied
+    trainer(two_steps(), engine=engine, recorder=recorder, steps=2, save_every=1).run()
+    assert [word for word in recorder.doing if word[:4] in ("copi", "appl", "save")] == [
+        *("copied", "apply", "save 1"),
+        *("copied", "apply", "save 2", "save 2"),
+    ]
+
+
+def test_a_signal_before_the_first_step_has_nothing_to_save() -> None:
+    recorder = Recorder()
+    recorder.stop = ["SIGTERM"]
+    run = trainer(nine_steps(), engine=FakeEngine(), recorder=recorder, steps=9)
+    with pytest.raises(StoppedError, match="stopped before the first of 9 steps; there was nothin"):
+        run.run()
+    assert recorder.saved == []
+
+
 def test_an_error_closes_the_loader_at_once() -> None:
     """Its workers must not live as long as the traceback."""
     closed = []
@@ -396,6 +426,16 @@ def test_faults_are_handed_on_and_holes_counted() -> None:
     assert recorder.rows[0].holes == progress.counters.holes == 1
     assert recorder.rows[0].bad_records == {"s": 1}
     assert progress.counters.samples == {"language": 1, "multimodal": 0}  # two planned, one a hole
+
+
+def test_faults_of_a_step_have_the_same_order_whoever_met_them() -> None:
+    """On two ranks the order would be that of the ranks."""
+    origins = [Origin(source=s, shard="a.tar", key=k) for s, k in (("b", "1"), ("a", "2"))]
+    faults = [Fault(origin=o, reason="truncated", detail="cut", action="hole") for o in origins]
+    for numbers in ([0, 1], [1, 0]):
+        micros = [micro(n, [1], faults=(faults[n],)) for n in numbers]
+        agreed = agree(plan(0, [0, 1]), micros, chain_head="", stop=None, failed=False)
+        assert [str(fault.origin) for fault in agreed.faults] == ["a:a.tar:2", "b:a.tar:1"]
 
 
 def test_targets_stay_on_the_cpu_where_the_head_wants_them() -> None:

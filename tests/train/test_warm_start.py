@@ -57,6 +57,8 @@ def captions(model: BuiltModel, *targets: list[int]) -> MicroBatch:
         targets=wanted,
         image_positions=(ids == config.image_token_id).flatten().nonzero()[:, 0],
         images=pixels,
+        grids=torch.zeros(len(targets), 2, dtype=torch.int64),
+        image_tokens=torch.full((len(targets),), 16),
         num_targets={"language": 0, "multimodal": sum(map(len, targets))},
         num_tokens={"language": 0, "multimodal": int((ids != 0).sum())},
         num_images=len(targets),

@@ -25,7 +25,6 @@ from vltrain.data.sources import open_source
 from vltrain.errors import ConfigError
 from vltrain.metrics.throughput import Work, count_flops
 from vltrain.processing.encode import Encoder, EncodeRules
-from vltrain.processing.geometry import FixedGeometry
 from vltrain.processing.tokens import TextTokenizer
 from vltrain.runconfig import RunConfig
 
@@ -72,7 +71,7 @@ def build_encoder(config: RunConfig, tokenizer: TextTokenizer) -> Encoder:
     packing = config.data.packing
     return Encoder(
         tokenizer,
-        geometry=FixedGeometry(tokens_per_image=config.model.tokens_per_image),
+        geometry=config.model.geometry,
         rules=EncodeRules(
             learn=config.stage.learn,
             system_prompt=config.stage.system_prompt or "",
@@ -162,17 +161,18 @@ def step_loader(
 
 
 def work_cost(config: RunConfig) -> WorkCost:
-    """Operations of one token, one squared token and one image for this model and stage."""
+    """Operations of one token, one squared token and the vision side's for one image token, for
+    this model and stage."""
     shape, trained = model_shape(config.model), set(config.stage.trainable)
 
     def language(**work: int) -> float:
-        nothing = {"images": 0, "tokens": 0, "targets": 0, "sum_squared_document_tokens": 0}
+        nothing = {"squares": 0, "tokens": 0, "targets": 0, "sum_squared_document_tokens": 0}
         return count_flops(shape, trained=trained, work=Work(**{**nothing, **work})).total
 
     return WorkCost(
         token=language(tokens=1),
         token_squared=language(sum_squared_document_tokens=1),
-        image=language(images=1),
+        image_token=language(squares=1) / config.model.tokens_per_square,
     )
 
 

@@ -30,6 +30,8 @@ NOT_THE_MODEL = (
     "weights",
     "tokenizer",
     "attention",
+    "experts",
+    "router",
     "loss_chunk_tokens",
     "activation_checkpointing",
     "encode_images_at_once",

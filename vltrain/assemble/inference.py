@@ -14,11 +14,11 @@ import torch
 
 from vltrain.assemble.datapath import build_encoder, open_tokenizer
 from vltrain.assemble.identity import expected_of
-from vltrain.assemble.weights import load_parts, trained_records
+from vltrain.assemble.weights import from_files, load_parts, trained_records
 from vltrain.checkpoint.handoff import check_same, continue_from, refuse_replaced
 from vltrain.checkpoint.manifest import MANIFEST
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore, open_checkpoint
-from vltrain.errors import CheckpointError
+from vltrain.errors import CheckpointError, ConfigError
 from vltrain.models.build import BuiltModel, build_model
 from vltrain.models.trainable import parts_of
 from vltrain.processing.encode import Encoder
@@ -41,11 +41,18 @@ def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
 
     overrides: ``key=value`` words over the run's config; ``model.weights.PART`` names where a
     frozen part's weights are now, ``model.tokenizer`` the same for the tokenizer. Raises
-    CheckpointError where there is no checkpoint, ContractError where a frozen part's weights, the
-    tokenizer or the model are not those that the run was trained with.
+    CheckpointError where there is no checkpoint, ConfigError where its model has tiles or experts,
+    ContractError where a frozen part's weights, the tokenizer or the model are not those that the
+    run was trained with.
     """
     run_directory, checkpoint = _find(directory)
     config = from_file(run_directory / "config.yaml", overrides=overrides)
+    if config.model.tiling is not None or config.model.language.moe is not None:
+        raise ConfigError(
+            f"{run_directory} is a run of model {config.model.name!r}, which has tiles or experts "
+            "(model.tiling, model.language.moe): evaluating, asking and exporting such a model are "
+            "not there yet. It can be trained on, and handed to the next stage with init_from"
+        )
     encoder = build_encoder(config, open_tokenizer(config))
     check_same(checkpoint, expected=expected_of(config, encoder))
     parts = parts_of(config.model)
@@ -53,6 +60,7 @@ def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
     moved = _moved(config, from_file(run_directory / "config.yaml"))
     for part in recorded:
         refuse_replaced(checkpoint, part, override=moved.get(part))
+    origins = continue_from(checkpoint, weights=moved, parts=parts)
     built = build_model(
         config.model,
         trainable=(),
@@ -61,8 +69,8 @@ def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
         frozen_dtype=torch.float32,
         device="cuda" if torch.cuda.is_available() else "cpu",
         seed=config.run.seed,
+        unfilled=from_files(origins),
     )
-    origins = continue_from(checkpoint, weights=moved, parts=parts)
     load_parts(built, origins, trainable=(), recorded=recorded)
     return LoadedRun(
         directory=run_directory,

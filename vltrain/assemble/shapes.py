@@ -3,8 +3,16 @@ other)."""
 
 from __future__ import annotations
 
-from vltrain.metrics.throughput import LanguageShape, ModelShape, SamShape, SiglipShape
+from vltrain.metrics.throughput import (
+    ExpertsShape,
+    LanguageShape,
+    LatentShape,
+    ModelShape,
+    SamShape,
+    SiglipShape,
+)
 from vltrain.models.config import ModelConfig
+from vltrain.models.moe_config import MlaConfig, MoeConfig
 
 
 def model_shape(config: ModelConfig) -> ModelShape:
@@ -37,5 +45,27 @@ def model_shape(config: ModelConfig) -> ModelShape:
             kv_heads=language.kv_heads,
             ffn=language.ffn,
             vocab_size=language.vocab_size,
+            latent=None if language.mla is None else _latent(language.mla),
+            experts=None if language.moe is None else _experts(language.moe),
         ),
+        shuffles=config.tiling is not None,
+    )
+
+
+def _latent(config: MlaConfig) -> LatentShape:
+    return LatentShape(
+        kv_rank=config.kv_rank,
+        nope_dim=config.nope_dim,
+        rope_dim=config.rope_dim,
+        value_dim=config.value_dim,
+    )
+
+
+def _experts(config: MoeConfig) -> ExpertsShape:
+    return ExpertsShape(
+        experts=config.experts,
+        per_token=config.per_token,
+        shared=config.shared,
+        ffn=config.ffn,
+        dense_layers=config.dense_layers,
     )

@@ -17,6 +17,7 @@ from typing import Any
 import xxhash
 
 from vltrain import distributed
+from vltrain.assemble import routers
 from vltrain.assemble.datapath import DataPath, step_loader, work_cost
 from vltrain.assemble.frozen import FrozenDigests, frozen_digests, refuse_changed, summarise
 from vltrain.assemble.identity import CONFIG, Identity
@@ -29,7 +30,7 @@ from vltrain.checkpoint.manifest import Manifest, ParamRecord, PartRecord, versi
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore
 from vltrain.data.assign import assign_all, imbalance
 from vltrain.data.faults import FaultBudget
-from vltrain.engine.engine import Engine
+from vltrain.engine.engine import Engine, StepOutcome
 from vltrain.metrics.summary import write_summary
 from vltrain.metrics.throughput import Work, count_flops
 from vltrain.models.build import BuiltModel
@@ -153,6 +154,9 @@ class Training:
             row=self._recording.row,
             faults=self._count_faults,
             save=lambda progress: self._save(progress, watchdog=watchdog),
+            copied=lambda: self._writer.copied(
+                waiting=lambda: watchdog.doing("waiting for the checkpoint's copy", alone=True)
+            ),
             save_failed=self._writer.failed,
             settle=lambda: self._writer.settle(
                 waiting=lambda: watchdog.doing("waiting for the checkpoint", alone=False)
@@ -161,6 +165,7 @@ class Training:
             flops=self._flops,
             imbalance=self._imbalance,
             roll_back=self._roll_back,
+            routers=self._finish_routers,
             event=self._recording.event,
             stop=self._stop.name,
             doing=doing,
@@ -179,6 +184,11 @@ class Training:
             save_every=config.checkpoint.every_steps,
         )
 
+    def _finish_routers(self, step: int, outcome: StepOutcome | None) -> dict[str, Any] | None:
+        updated = outcome is not None and outcome.finite
+        shown = step % self.config.metrics.log_every == 0
+        return routers.finish_step(self.built, updated=updated, with_loads=shown)
+
     def _learning_rates(self, step: int) -> dict[str, float]:
         return {
             part: learning_rate(step, config=self.config.optim, part=part)
@@ -188,7 +198,7 @@ class Training:
     def _flops(self, plan: StepPlan, agreed: AgreedStep) -> float:
         """Operations of the step (padding left out), for throughput and utilisation."""
         work = Work(
-            images=agreed.images,
+            squares=agreed.squares,
             tokens=sum(agreed.tokens.values()),
             targets=agreed.num_targets,
             sum_squared_document_tokens=sum(p.tokens**2 for k in plan.packs for p in k.pieces),
@@ -236,6 +246,7 @@ class Training:
             return None
         updates = updates_in(checkpoint)
         self.engine.import_state(checkpoint.reader(), updates=updates)
+        routers.restore(self.built, checkpoint.manifest)
         log.warning("weights and optimizer are those of %s again", checkpoint.directory)
         return updates
 
@@ -269,6 +280,7 @@ class Training:
                 "sums": progress.counters.to_json(),
                 "faults": self._budget.state(),
                 "stability": self._stability.state(),
+                "routers": routers.state_of(self.built),
             },
             parts=self._records,
             params=self._params,

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 
 from vltrain import distributed
+from vltrain.assemble import routers
 from vltrain.assemble.datapath import DataPath, open_data
 from vltrain.assemble.identity import Identity, expected_of, model_digest, refuse_other
 from vltrain.assemble.recording import Recording, show_masked_examples
 from vltrain.assemble.stage_run import Training, updates_in
 from vltrain.assemble.weights import (
+    from_files,
     load_parts,
     masters_of,
     refuse_unasked_random,
@@ -36,6 +38,7 @@ from vltrain.data.repetition import repetition_warnings
 from vltrain.engine.config import Dtype
 from vltrain.engine.engine import Engine, build_engine
 from vltrain.engine.render import parameter_dtype
+from vltrain.engine.sharding import sharing
 from vltrain.engine.start import start
 from vltrain.errors import CheckpointError, DataError
 from vltrain.logs import setup_logging
@@ -79,17 +82,22 @@ def assemble_training(
         frozen_dtype=torch.bfloat16 if config.engine.dtype is Dtype.bf16 else torch.float32,
         device=device,
         seed=config.run.seed,
+        unfilled=from_files(origins),
+        keep=sharing(config.engine, device=device),
     )
+    params = _params(config, built)
+    if resumed is not None:
+        shapes = {n: tuple(p.shape) for n, p in built.named_parameters() if p.requires_grad}
+        check_fits(resumed.directory, resumed.manifest, trainable=shapes)
     records, digests = load_parts(
         built,
         origins,
         trainable=config.stage.trainable,
         recorded=trained_records(resumed) if resumed is not None else {},
     )
-    if resumed is not None:
-        shapes = {n: tuple(p.shape) for n, p in built.named_parameters() if p.requires_grad}
-        check_fits(resumed.directory, resumed.manifest, trainable=shapes)
-    params = _params(config, built)
+    earlier = resumed or origins.predecessor
+    if earlier is not None:
+        routers.restore(built, earlier.manifest)
     engine = _engine(config, built, device)
     _restore(config, engine, origins, resumed)
     _restore_rng(config, resumed)
@@ -176,7 +184,7 @@ def _origins(
 
 
 def _params(config: RunConfig, built: BuiltModel) -> dict[str, ParamRecord]:
-    """Every parameter that a checkpoint holds; taken before the engine may partition them."""
+    """Every parameter that a checkpoint holds; taken before they may be shared out."""
     return {
         name: ParamRecord(
             shape=tuple(parameter.shape),

@@ -61,9 +61,8 @@ def load_parts(
     load_weights(built, directories=published)
     for part, origin in origins.parts.items():
         if origin.kind is OriginKind.checkpoint:
-            state = built.part_state(part)
             for name, tensor in origins.part_state(part):
-                state[name].copy_(tensor)
+                built.fill(name, tensor)
     records: dict[str, PartRecord] = {}
     digests: dict[str, dict[str, str]] = {}
     for part, origin in origins.parts.items():
@@ -81,7 +80,13 @@ def load_parts(
             digest=part_digest(found),
         )
         log.info("%s: %s", part, _said(origin.kind, records[part]))
+    built.keep_rest(origins.parts.keys() - from_files(origins))
     return records, digests
+
+
+def from_files(origins: HandOff) -> set[str]:
+    """Parts that need no values before they are loaded."""
+    return {p for p, origin in origins.parts.items() if origin.kind is not OriginKind.fresh}
 
 
 def refuse_unasked_random(

@@ -1,11 +1,13 @@
 """Checkpoints written while training goes on.
 
-In: the same as ``CheckpointStore.save``. Out: the same files, written by a thread from a snapshot:
-the step loop waits for the copy to host memory alone (this rank's share of masters and moments, 12
-bytes a parameter over the ranks). One snapshot at a time: a save that comes before the last one is
-written waits for it. The thread's exchanges go over a group of their own, so they never mix with
-those of the loop. What went wrong is an error on every rank, raised by ``settle``; the loop asks
-``failed`` at each step. Rejected: a process of its own (a second copy of the snapshot).
+In: the same as ``CheckpointStore.save``. Out: the same files, written by a thread from a snapshot
+(a copy in host memory of this rank's share of masters and moments, 12 bytes a parameter over the
+ranks). The thread takes the snapshot too, beside the forward and backward of the next step, which
+change neither; only the update must wait for it (``copied``). One snapshot at a time: a save that
+comes before the last one is written waits for it. The thread's exchanges go over a group of their
+own, so they never mix with those of the loop. What went wrong is an error on every rank, raised by
+``settle``; the loop asks ``failed`` at each step. Rejected: a process of its own (a second copy of
+the snapshot); snapshots into memory that is kept between saves (faster, but taken for ever).
 """
 
 from __future__ import annotations
@@ -32,13 +34,16 @@ CLOSE_SECONDS = 60.0
 
 
 class BackgroundWriter:
-    """Call every method on every rank, in the same order (``failed`` and ``close`` excepted)."""
+    """Call every method on every rank, in the same order (``copied``, ``failed`` and ``close``
+    excepted)."""
 
     def __init__(self, store: CheckpointStore, *, group: Any) -> None:
         self._store, self._group = store, group
         self._thread: threading.Thread | None = None
         self._error: VltrainError | None = None
         self._written = False
+        self._copied = threading.Event()
+        self._copied.set()
 
     def save(
         self,
@@ -50,21 +55,25 @@ class BackgroundWriter:
         rng: Mapping[str, torch.Tensor],
         waiting: Callable[[], None],
     ) -> None:
-        """Take the snapshot and begin to write it, after the write before (``waiting`` is called
-        every second until that is done). Raises what that one raised."""
+        """Begin to take the snapshot and to write it, after the write before (``waiting`` is called
+        every second until that is done). ``fragments`` is gone through by the thread: nothing that
+        it reads may change before ``copied`` returns. Raises what the write before raised."""
         self.settle(waiting=waiting)
-        begin = time.monotonic()
-        snapshot = deque(fragments)
-        log.info("snapshot of step %d in %.2f s", manifest.step, time.monotonic() - begin)
         self._written, self._error = False, None
+        self._copied.clear()
         self._thread = threading.Thread(
             target=self._write,
-            args=(manifest, snapshot),
+            args=(manifest, fragments),
             kwargs={"tensor_digests": tensor_digests, "texts": texts, "rng": rng},
             name="checkpoint",
             daemon=True,
         )
         self._thread.start()
+
+    def copied(self, *, waiting: Callable[[], None]) -> None:
+        """Wait until the last save has all that it reads (``waiting`` is called every second)."""
+        while not self._copied.wait(timeout=1.0):
+            waiting()
 
     def failed(self) -> bool:
         """Whether a write has ended badly on this rank; ``settle`` will say how."""
@@ -96,8 +105,13 @@ class BackgroundWriter:
         if self._thread.is_alive() or not self._written:
             log.error("the last checkpoint is not written: %s", self._error or "still at it")
 
-    def _write(self, manifest: Manifest, snapshot: deque[Fragment], **files: Any) -> None:
+    def _write(self, manifest: Manifest, fragments: Iterable[Fragment], **files: Any) -> None:
         begin = time.monotonic()
+        try:
+            snapshot = deque(fragments)
+        finally:
+            self._copied.set()
+        log.info("snapshot of step %d in %.2f s", manifest.step, time.monotonic() - begin)
         try:
             with distributed.using(self._group):
                 directory = self._store.save(manifest, _consumed(snapshot), **files)

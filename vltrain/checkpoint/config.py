@@ -17,6 +17,7 @@ class CheckpointConfig:
     """Also keep this many with the lowest training loss, taken over the steps since the checkpoint
     before."""
     background: bool = True
-    """Write from a snapshot in host memory while training goes on; false waits for the disk."""
+    """Write from a snapshot in host memory, both while training goes on; false waits for the
+    disk."""
     write_timeout_seconds: int = 3600
     """Longest that the ranks wait for one another's part of a checkpoint."""

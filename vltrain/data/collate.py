@@ -33,8 +33,8 @@ ROW_MULTIPLE = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadPiece:
-    """A planned piece as read. example: None for a hole, which then has a fault. squares: one uint8
-    (S, S, 3) per image of the example. modality: of the piece's source."""
+    """A planned piece as read. example: None for a hole, which then has a fault. squares: uint8
+    (k, S, S, 3) for each image of the example. modality: of the piece's source."""
 
     ref: PieceRef
     origin: Origin
@@ -92,6 +92,8 @@ def collate(
     targets = np.full((num_rows, length), IGNORE, dtype=np.int64)
     image_positions: list[np.ndarray] = []
     squares: list[np.ndarray] = []
+    grids: list[tuple[int, int]] = []
+    image_tokens: list[np.ndarray] = []
     num_targets = {modality.value: 0 for modality in Modality}
     num_tokens = {modality.value: 0 for modality in Modality}
     for row, pieces in enumerate(rows):
@@ -106,6 +108,8 @@ def collate(
                 targets[row, start : end - 1] = _shifted_targets(piece.example)
                 image_positions.append(row * length + start + _image_positions(piece.example))
                 squares.extend(piece.squares)
+                grids.extend(image.grid for image in piece.example.images)
+                image_tokens.append(piece.example.image_tokens)
                 num_targets[piece.modality.value] += piece.example.num_supervised
                 num_tokens[piece.modality.value] += end - start
             start = end
@@ -116,9 +120,11 @@ def collate(
         targets=torch.from_numpy(targets),
         image_positions=torch.from_numpy(_joined(image_positions)),
         images=torch.from_numpy(_stacked(squares, side=image_side)),
+        grids=torch.tensor(grids, dtype=torch.int64).view(-1, 2),
+        image_tokens=torch.from_numpy(_joined(image_tokens).astype(np.int64)),
         num_targets=num_targets,
         num_tokens=num_tokens,
-        num_images=len(squares),
+        num_images=len(grids),
         pack_numbers=tuple(pack.number for pack in plan.packs),
         pack_digests=tuple(
             _digest(pack.number, pieces) for pack, pieces in zip(plan.packs, rows, strict=True)
@@ -150,7 +156,7 @@ def _stacked(squares: list[np.ndarray], *, side: int) -> np.ndarray:
     """uint8 (n, S, S, 3); n may be 0."""
     if not squares:
         return np.zeros((0, side, side, 3), dtype=np.uint8)
-    return np.stack(squares)
+    return np.concatenate(squares)
 
 
 def _digest(number: int, pieces: Sequence[ReadPiece]) -> bytes:

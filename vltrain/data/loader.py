@@ -42,7 +42,7 @@ from vltrain.batch import (
 from vltrain.data.collate import ReadPiece, collate
 from vltrain.data.config import DecodeMode
 from vltrain.errors import DataError, RecordFault, VltrainError
-from vltrain.processing.images import decode_square
+from vltrain.processing.tile_images import squares_of
 
 SHOWN_PACKS = 8
 """Named of a micro-batch that does not come."""
@@ -113,8 +113,8 @@ class MicroBatchDataset(Dataset):
         try:
             example = self._reader.read_piece(ref.source, ref.piece)
             squares = tuple(
-                decode_square(
-                    image.data,
+                squares_of(
+                    image,
                     side=self._image_side,
                     pad_color=self._pad_color,
                     mode=self._decode.value,

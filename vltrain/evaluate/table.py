@@ -17,8 +17,8 @@ NONE = "-"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableRow:
-    """``cells``: one per point, in words, with the number asked where points differ in it.
-    ``note``: how many were asked where all were asked alike, and what guessing gives."""
+    """``cells``: one per point, in words. ``note``: how many were asked (once where all points
+    were asked alike, else point by point), and what guessing gives."""
 
     measure: str
     cells: tuple[str, ...]
@@ -34,25 +34,22 @@ def result_rows(points: Sequence[Point]) -> list[TableRow]:
         asked = [figure.asked if figure is not None else None for figure in found]
         last = bar.figures[-1][1]
         chance = f", guessing {100 * last.chance:.0f}%" if last.chance is not None else ""
-        cells, note = _counted([accuracy_words(figure) for figure in found], asked, unit="asked")
-        rows.append(TableRow(measure=f"{bar.label}, % right", cells=cells, note=note + chance))
+        cells = tuple(accuracy_words(figure) for figure in found)
+        note = _counts(asked, unit="asked") + chance
+        rows.append(TableRow(measure=f"{bar.label}, % right", cells=cells, note=note))
     for source in dict.fromkeys(name for point in points for name in point.held_out):
         losses = [p.held_out.get(source) for p in points]
         targets = [loss.targets if loss is not None else None for loss in losses]
-        cells, note = _counted([loss_words(loss) for loss in losses], targets, unit="targets")
+        cells = tuple(loss_words(loss) for loss in losses)
+        note = _counts(targets, unit="targets")
         rows.append(TableRow(measure=f"{source}, loss", cells=cells, note=note))
     return rows
 
 
-def _counted(
-    cells: Sequence[str], counts: Sequence[int | None], *, unit: str
-) -> tuple[tuple[str, ...], str]:
-    """The cells and the note: the count once where it is the same, else in each cell."""
-    known = {count for count in counts if count is not None}
-    if len(known) == 1:
-        return tuple(cells), f"{known.pop()} {unit}"
-    each = (c if n is None else f"{c} of {n}" for c, n in zip(cells, counts, strict=True))
-    return tuple(each), f"of N {unit}"
+def _counts(counts: Sequence[int | None], *, unit: str) -> str:
+    """``400 asked``, or ``150, 400 asked`` where points differ."""
+    known = [count for count in counts if count is not None]
+    return f"{', '.join(map(str, known if len(set(known)) > 1 else known[:1]))} {unit}"
 
 
 def accuracy_words(figure: Accuracy | None) -> str:

@@ -24,7 +24,6 @@ from vltrain.batch import (
     Modality,
     Origin,
     PackPlan,
-    PieceRef,
     StepPlan,
 )
 from vltrain.data.digest import step_digest
@@ -173,7 +172,9 @@ def view_pack(
                 runs=_runs(
                     ids[start:end],
                     kinds[start:end],
-                    image_spans=_image_spans(ref, kinds[start:end]),
+                    image_spans=_image_spans(
+                        kinds[start:end], batch.image_tokens[image : image + ref.images].tolist()
+                    ),
                     first_image=image,
                     decode=decode,
                 ),
@@ -187,7 +188,7 @@ def view_pack(
         plan=pack,
         pieces=tuple(pieces),
         kinds=kinds,
-        pictures=tuple(thumbnail(square) for square in batch.images.numpy()),
+        pictures=tuple(thumbnail(square) for square in batch.whole_images.numpy()),
         digest=batch.pack_digests[0],
     )
 
@@ -210,13 +211,14 @@ def _kinds(batch: MicroBatch) -> np.ndarray:
     return kinds
 
 
-def _image_spans(ref: PieceRef, kinds: np.ndarray) -> list[tuple[int, int]]:
+def _image_spans(kinds: np.ndarray, image_tokens: list[int]) -> list[tuple[int, int]]:
     """Columns of each image in the piece: neighbouring images have no token between them, so their
-    placeholders are dealt out evenly."""
+    placeholders are dealt out by ``image_tokens``, each image's count."""
     placeholders = np.flatnonzero(kinds == TokenKind.image)
-    if not len(placeholders):
+    if not len(placeholders):  # a hole, or a piece of text
         return []
-    return [(int(span[0]), int(span[-1]) + 1) for span in np.array_split(placeholders, ref.images)]
+    spans = np.split(placeholders, np.cumsum(image_tokens)[:-1])
+    return [(int(span[0]), int(span[-1]) + 1) for span in spans]
 
 
 def _runs(

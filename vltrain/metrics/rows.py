@@ -12,6 +12,7 @@ import json
 import math
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from vltrain.errors import DataError
 
@@ -47,6 +48,8 @@ class StepRow:
     skipped: bool  # True: no update was made (nothing to learn, or not finite)
     model_flops: float | None = None  # floating-point operations of the model, where counted
     rank_imbalance: float | None = None  # planned work of the busiest rank over the mean of all
+    routers: dict[str, Any] | None = None  # mixture of experts, over the layers that have them:
+    # max_over_mean and entropy of the experts' loads, now and then the loads
     bad_records: dict[str, int] | None = None  # of each source that has some, since the run began
 
     def to_line(self) -> str:

@@ -46,8 +46,29 @@ class SiglipShape:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LatentShape:
+    """Multi-head latent attention."""
+
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertsShape:
+    """Mixture of experts in all layers but the first ``dense_layers``."""
+
+    experts: int
+    per_token: int
+    shared: int
+    ffn: int
+    dense_layers: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LanguageShape:
-    """Llama's layers."""
+    """Llama's layers, or with ``latent`` and ``experts`` DeepSeek-V2's."""
 
     width: int
     layers: int
@@ -55,13 +76,40 @@ class LanguageShape:
     kv_heads: int
     ffn: int
     vocab_size: int
+    latent: LatentShape | None = None
+    experts: ExpertsShape | None = None
 
     @property
     def block_parameters(self) -> int:
-        """Weights of the layers' linear maps (no norms, no embeddings)."""
-        kv_width = self.width // self.heads * self.kv_heads
-        attention = 2 * self.width * self.width + 2 * self.width * kv_width
-        return self.layers * (attention + 3 * self.width * self.ffn)
+        """Weights of the layers' linear maps that a token meets (no norms, no embeddings; of the
+        experts those that it is sent to and the shared ones)."""
+        dense = 3 * self.width * self.ffn
+        if self.experts is None:
+            return self.layers * (self._attention_parameters + dense)
+        moe = self.experts
+        met = 3 * self.width * moe.ffn * (moe.per_token + moe.shared) + self.width * moe.experts
+        sparse_layers = self.layers - moe.dense_layers
+        attention = self.layers * self._attention_parameters
+        return attention + moe.dense_layers * dense + sparse_layers * met
+
+    @property
+    def _attention_parameters(self) -> int:
+        """Of one layer."""
+        if self.latent is None:
+            kv_width = self.width // self.heads * self.kv_heads
+            return 2 * self.width * self.width + 2 * self.width * kv_width
+        mla = self.latent
+        queries = self.width * self.heads * (mla.nope_dim + mla.rope_dim)
+        down = self.width * (mla.kv_rank + mla.rope_dim)
+        up = mla.kv_rank * self.heads * (mla.nope_dim + mla.value_dim)
+        return queries + down + up + self.heads * mla.value_dim * self.width
+
+    @property
+    def attention_width(self) -> int:
+        """Width of all heads' queries and values together."""
+        if self.latent is None:
+            return 2 * self.width
+        return self.heads * (self.latent.nope_dim + self.latent.rope_dim + self.latent.value_dim)
 
     @property
     def head_parameters(self) -> int:
@@ -70,18 +118,21 @@ class LanguageShape:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelShape:
-    """``sam`` is None for the model with SigLIP alone."""
+    """``sam`` is None for the model with SigLIP alone. shuffles: the adaptor makes one token of
+    2 x 2 patches (DeepSeek-VL2)."""
 
     sam: SamShape | None
     siglip: SiglipShape
     language: LanguageShape
+    shuffles: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What a step (or any batch) held; padding left out."""
+    """What a step (or any batch) held; padding left out. squares: what the encoder saw, an image's
+    tiles included."""
 
-    images: int
+    squares: int
     tokens: int
     targets: int
     sum_squared_document_tokens: int
@@ -115,9 +166,9 @@ def count_flops(shape: ModelShape, *, trained: Collection[str], work: Work) -> F
     sam_trains, siglip_trains = "sam" in trained, "siglip" in trained
     sam = sam_forward(shape.sam) if shape.sam is not None else 0.0
     return Flops(
-        sam=work.images * sam * (3 if sam_trains else 1),
-        siglip=work.images * siglip_forward(shape.siglip) * (3 if siglip_trains else 1),
-        adaptor=work.images * _adaptor(shape, trained=trained),
+        sam=work.squares * sam * (3 if sam_trains else 1),
+        siglip=work.squares * siglip_forward(shape.siglip) * (3 if siglip_trains else 1),
+        adaptor=work.squares * _adaptor(shape, trained=trained),
         language=_language(shape.language, trained=trained, work=work),
     )
 
@@ -164,9 +215,12 @@ def _convolutions(shape: ModelShape) -> tuple[float, float]:
 
 
 def _adaptor(shape: ModelShape, *, trained: Collection[str]) -> float:
-    """Forward and backward for one image."""
+    """Forward and backward for one square."""
     trains = "adaptor" in trained
-    tokens = (shape.siglip.image_size // shape.siglip.patch_size) ** 2
+    side = shape.siglip.image_size // shape.siglip.patch_size
+    tokens, channels = side**2, shape.siglip.width
+    if shape.shuffles:
+        tokens, channels = (-(-side // 2)) ** 2, 4 * channels
     width = shape.language.width
 
     def linear(forward: float, *, trains_before: bool) -> float:
@@ -174,7 +228,7 @@ def _adaptor(shape: ModelShape, *, trained: Collection[str]) -> float:
 
     before_low = "siglip" in trained
     if shape.sam is None:
-        first = linear(2 * tokens * shape.siglip.width * width, trains_before=before_low)
+        first = linear(2 * tokens * channels * width, trains_before=before_low)
         return first + linear(2 * tokens * width * width, trains_before=trains or before_low)
     before_high = "sam" in trained
     conv_first, conv_second = _convolutions(shape)
@@ -195,5 +249,5 @@ def _language(shape: LanguageShape, *, trained: Collection[str], work: Work) -> 
     trains = "language" in trained
     gradients = bool(set(trained))
     linear = 2 * (shape.block_parameters * work.tokens + shape.head_parameters * work.targets)
-    attention = 2 * shape.width * shape.layers * work.sum_squared_document_tokens
+    attention = shape.attention_width * shape.layers * work.sum_squared_document_tokens
     return linear * (1 + trains + gradients) + attention * (3 if gradients else 1)

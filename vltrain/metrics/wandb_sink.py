@@ -12,11 +12,13 @@ and a resumed run does the steps after its checkpoint again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import netrc
 import os
 import secrets
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +30,7 @@ from vltrain.errors import ConfigError
 from vltrain.metrics.config import WandbConfig
 from vltrain.metrics.rows import StepRow
 from vltrain.metrics.sinks import Interval, IntervalSummary
+from vltrain.redact import redact
 
 _log = logging.getLogger(__name__)
 
@@ -100,25 +103,38 @@ class WandbSink:
     ) -> Any:
         settings = wandb.Settings(console="off", silent=True, init_timeout=_START_SECONDS)
         try:
-            return wandb.init(
-                project=cfg.project,
-                entity=cfg.entity,
-                tags=list(cfg.tags),
-                name=name,
-                id=self.run_id,
-                # Offline files of one id are joined when they are synced.
-                resume="allow" if mode == "online" else None,
-                mode=mode,  # type: ignore[arg-type]
-                dir=str(directory),
-                config=dict(config),
-                settings=settings,
-            )
+            with _clean_command_line():
+                return wandb.init(
+                    project=cfg.project,
+                    entity=cfg.entity,
+                    tags=list(cfg.tags),
+                    name=name,
+                    id=self.run_id,
+                    # Offline files of one id are joined when they are synced.
+                    resume="allow" if mode == "online" else None,
+                    mode=mode,  # type: ignore[arg-type]
+                    dir=str(directory),
+                    config=dict(config),
+                    settings=settings,
+                )
         except FAILURES as error:
             then = (
                 "offline instead" if mode == "online" else "without it, steps.jsonl has everything"
             )
             _log.warning("wandb did not start %s (%s); going on %s", mode, error, then)
             return None
+
+
+@contextlib.contextmanager
+def _clean_command_line() -> Iterator[None]:
+    """wandb records the words of the command line, whatever is in them, and has no setting of
+    its own for them."""
+    given = sys.argv
+    sys.argv = [redact(word) for word in given]
+    try:
+        yield
+    finally:
+        sys.argv = given
 
 
 def choose_mode(mode: str) -> str:

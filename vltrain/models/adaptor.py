@@ -25,6 +25,7 @@ from transformers.models.sam.modeling_sam import SamVisionNeck
 
 from vltrain.models.config import AdaptorKind, ModelConfig
 from vltrain.models.published import hybrid_config, siglip_only_config
+from vltrain.models.tile_adaptor import TileAdaptor
 from vltrain.models.vision import sam_vision_config
 
 
@@ -75,8 +76,13 @@ class MlpAdaptor(nn.Module):
         return self.aligner(features["siglip"].to(self.aligner.linear1.weight.dtype))
 
 
-def build_adaptor(config: ModelConfig) -> HybridAdaptor | MlpAdaptor:
+AnyAdaptor = HybridAdaptor | MlpAdaptor | TileAdaptor
+
+
+def build_adaptor(config: ModelConfig) -> AnyAdaptor:
     """The adaptor that ``adaptor.kind`` names (``check_model`` has refused what does not fit)."""
     if config.adaptor.kind == AdaptorKind.hybrid_split:
         return HybridAdaptor(config)
+    if config.adaptor.kind == AdaptorKind.tiles:
+        return TileAdaptor(config.siglip, width=config.language.width)
     return MlpAdaptor(config)

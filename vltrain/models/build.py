@@ -2,38 +2,53 @@
 
 In: config, what trains, types, device, seed. Out: ``BuiltModel``, freshly initialised: the same
 numbers on every rank (each part draws from its own seed, so none depends on which other parts
-exist); on the meta device nothing is allocated or drawn. Weights are loaded afterwards by
-``weights``.
+exist); on the meta device nothing is allocated or drawn. Parts whose weights will be loaded
+(``weights``) are built without values, and each parameter is handed to ``keep`` as soon as it has
+one: where that leaves a rank its share alone, no rank ever holds such a part whole.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from vltrain.errors import ConfigError
-from vltrain.models.adaptor import HybridAdaptor, build_adaptor
+from vltrain.models.adaptor import AnyAdaptor, HybridAdaptor, build_adaptor
 from vltrain.models.config import AdaptorKind, ModelConfig
 from vltrain.models.language import LanguageModel
 from vltrain.models.model import VisionLanguageModel
+from vltrain.models.moe_language import MoeLanguageModel
+from vltrain.models.moe_model import MoeVisionLanguageModel
 from vltrain.models.trainable import PARTS, check_parts, mark_trainable, part_of, parts_of
 from vltrain.models.vision import TOWERS, FrozenTowers, SamTower, SiglipTower
+from vltrain.models.vl2_check import check_experts, check_tiles
+
+Keep = Callable[[nn.Parameter], None]
+"""What is done with a parameter of the engine's module once it has its value (collective)."""
+
+
+def kept_whole(parameter: nn.Parameter) -> None:
+    """Every rank keeps all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltModel:
     """module: what the engine wraps. frozen: the towers that do not train. trainable: the full
     names of the parameters that train, in the module's order; the optimizer's parameters must
-    equal them."""
+    equal them. device: of the values."""
 
     config: ModelConfig
     module: VisionLanguageModel
     frozen: FrozenTowers
     trainable: tuple[str, ...]
+    device: torch.device
+    keep: Keep
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter under its full name (``part.…``), wherever it lives."""
@@ -49,6 +64,30 @@ class BuiltModel:
         """The parameters of one part under their full names (no buffers: none of ours is saved)."""
         return {n: p.detach() for n, p in self.named_parameters() if part_of(n) == part}
 
+    def fill(self, name: str, tensor: Tensor) -> None:
+        """Give a parameter its value, copied and cast to its type (every rank, in the same
+        order)."""
+        inside = not hasattr(self.frozen, part_of(name))
+        path, _, leaf = name.rpartition(".")
+        owner = (self.module if inside else self.frozen).get_submodule(path)
+        parameter = owner.get_parameter(leaf)
+        if not parameter.is_meta:
+            with torch.no_grad():
+                parameter.copy_(tensor)
+            return
+        value = tensor.to(self.device, parameter.dtype, copy=True).contiguous()
+        filled = nn.Parameter(value, requires_grad=parameter.requires_grad)
+        setattr(owner, leaf, filled)
+        if inside:
+            self.keep(filled)
+
+    def keep_rest(self, parts: Collection[str]) -> None:
+        """Hand the parameters of parts that were built with values to ``keep`` (every rank)."""
+        for name, parameter in list(self.module.named_parameters()):
+            assert not parameter.is_meta, f"{name} never got a value"
+            if part_of(name) in parts:
+                self.keep(parameter)
+
 
 def build_model(
     config: ModelConfig,
@@ -59,12 +98,15 @@ def build_model(
     frozen_dtype: torch.dtype,
     device: torch.device | str,
     seed: int,
+    unfilled: Collection[str] = (),
+    keep: Keep = kept_whole,
 ) -> BuiltModel:
     """Build the model; see the module's docstring.
 
     trainable: part names. freeze: globs on full parameter names. dtype: of the engine's module;
-    frozen_dtype: of the towers outside it. Raises ConfigError for unknown parts, patterns that
-    match nothing, and configs whose parts do not fit together.
+    frozen_dtype: of the towers outside it. unfilled: parts that ``BuiltModel.fill`` will give their
+    values. Raises ConfigError for unknown parts, patterns that match nothing, and configs whose
+    parts do not fit together.
     """
     check_model(config)
     check_parts(config, parts=trainable)
@@ -73,18 +115,17 @@ def build_model(
     for part in TOWERS:
         if part in parts_of(config):
             part_dtype = dtype if part in trainable else frozen_dtype
-            with _construction(part, seed=seed, dtype=part_dtype, device=device):
+            with _construction(part, seed, dtype=part_dtype, device=device, unfilled=unfilled):
                 towers[part] = _build_tower(config, part=part)
-    with _construction("adaptor", seed=seed, dtype=dtype, device=device):
+    with _construction("adaptor", seed, dtype=dtype, device=device, unfilled=unfilled):
         adaptor = build_adaptor(config)
-    with _construction("language", seed=seed, dtype=dtype, device=device):
-        language = LanguageModel(config)
-    start_neck_from_sam(adaptor, towers.get("sam"))
-    module = VisionLanguageModel(
-        language=language,
-        adaptor=adaptor,
-        towers={part: tower for part, tower in towers.items() if part in trainable},
-    )
+    with _construction("language", seed, dtype=dtype, device=device, unfilled=unfilled):
+        moe = config.language.moe is not None
+        language = MoeLanguageModel(config) if moe else LanguageModel(config)
+    if not {"sam", "adaptor"} & set(unfilled):
+        _start_neck_from_sam(adaptor, towers.get("sam"))
+    trained = {part: tower for part, tower in towers.items() if part in trainable}
+    module = _module(config, language=language, adaptor=adaptor, towers=trained)
     names = mark_trainable(module, parts=trainable, freeze=freeze)
     frozen = FrozenTowers(
         config,
@@ -93,7 +134,26 @@ def build_model(
         pixels_dtype=dtype,
         device=device,
     )
-    return BuiltModel(config=config, module=module, frozen=frozen, trainable=names)
+    return BuiltModel(
+        config=config, module=module, frozen=frozen, trainable=names, device=device, keep=keep
+    )
+
+
+def _module(
+    config: ModelConfig,
+    *,
+    language: LanguageModel | MoeLanguageModel,
+    adaptor: AnyAdaptor,
+    towers: dict[str, nn.Module],
+) -> VisionLanguageModel:
+    if isinstance(language, LanguageModel):
+        return VisionLanguageModel(language=language, adaptor=adaptor, towers=towers)
+    return MoeVisionLanguageModel(
+        language=language,
+        adaptor=adaptor,
+        towers=towers,
+        penalty_weight=config.router.penalty_weight,
+    )
 
 
 def check_model(config: ModelConfig) -> None:
@@ -121,6 +181,8 @@ def check_model(config: ModelConfig) -> None:
                 f"model.{part}.width is {sizes.width} and model.{part}.heads is {sizes.heads}: "
                 "expected a width that divides into heads of an even size"
             )
+    check_experts(config.language)
+    check_tiles(config)
     if config.sam is not None:
         layers = config.sam.global_layers
         if not layers or not all(0 <= layer < config.sam.layers for layer in layers):
@@ -130,7 +192,7 @@ def check_model(config: ModelConfig) -> None:
             )
 
 
-def start_neck_from_sam(adaptor: nn.Module, sam: nn.Module | None) -> None:
+def _start_neck_from_sam(adaptor: nn.Module, sam: nn.Module | None) -> None:
     """Copy SAM's own neck into the adaptor's second neck: how the released code starts it."""
     if not isinstance(adaptor, HybridAdaptor) or sam is None:
         return
@@ -151,16 +213,32 @@ def _build_tower(config: ModelConfig, *, part: str) -> nn.Module:
 
 @contextlib.contextmanager
 def _construction(
-    part: str, *, seed: int, dtype: torch.dtype, device: torch.device
+    part: str,
+    seed: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    unfilled: Collection[str],
 ) -> Iterator[None]:
-    """Parameters are made on ``device`` in ``dtype``, drawn from the part's own seed; the
-    caller's random state and default type are left as they were."""
+    """Parameters are made on ``device`` in ``dtype``, drawn from the part's own seed, or on the
+    meta device where the part is ``unfilled`` (its buffers have values all the same); the caller's
+    random state and default type are left as they were."""
     default = torch.get_default_dtype()
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.device(device):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(torch.device(device))
+        if part in unfilled:
+            stack.callback(register_module_parameter_registration_hook(_without_value).remove)
         torch.manual_seed(seed * len(PARTS) + PARTS.index(part))
         torch.set_default_dtype(dtype)
         try:
             yield
         finally:
             torch.set_default_dtype(default)
+
+
+def _without_value(module: nn.Module, name: str, parameter: nn.Parameter) -> Any:
+    """The parameter that is registered in place of ``parameter``, whose memory is free again at
+    once (torch's annotations know only of hooks that give nothing)."""
+    return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)

@@ -32,7 +32,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         language = config.language
         self.model = LlamaModel(llama_config(language, attention=config.attention.value))
-        del self.model.rotary_emb  # see _rotary
+        del self.model.rotary_emb  # see rotary_embedding
         self.lm_head = LossHead(
             language.width, language.vocab_size, chunk_tokens=config.loss_chunk_tokens
         )
@@ -55,10 +55,10 @@ class LanguageModel(nn.Module):
         may see key k (see ``segment_mask``); K is T, or the cache's length after this call. With
         a cache nothing is recomputed.
         """
-        if self.attention is Attention.eager:
-            lowest = torch.finfo(embeds.dtype).min
-            mask = torch.zeros_like(mask, dtype=embeds.dtype).masked_fill(~mask, lowest)
-        rotary = self._rotary(positions, dtype=embeds.dtype)
+        mask = mask_for(self.attention, mask, dtype=embeds.dtype)
+        rotary = rotary_embedding(
+            positions, dim=self.head_dim, theta=self.rope_theta, dtype=embeds.dtype
+        )
         recompute = self.recompute and torch.is_grad_enabled() and cache is None
         state = embeds
         for layer in self.model.layers:
@@ -77,13 +77,24 @@ class LanguageModel(nn.Module):
                 )
         return self.model.norm(state)
 
-    def _rotary(self, positions: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (B, T, head_dim) of the rotary embedding, angles in float32."""
-        exponents = torch.arange(0, self.head_dim, 2, device=positions.device).float()
-        frequencies = self.rope_theta ** (-exponents / self.head_dim)
-        angles = positions[..., None].float() * frequencies
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+def rotary_embedding(
+    positions: Tensor, *, dim: int, theta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (B, T, dim) of positions (B, T), angles in float32."""
+    exponents = torch.arange(0, dim, 2, device=positions.device).float()
+    frequencies = theta ** (-exponents / dim)
+    angles = positions[..., None].float() * frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def mask_for(attention: Attention, mask: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """The boolean mask as a back end takes it: eager adds numbers in ``dtype``."""
+    if attention is not Attention.eager:
+        return mask
+    lowest = torch.finfo(dtype).min
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest)
 
 
 def segment_mask(segments: Tensor) -> Tensor:

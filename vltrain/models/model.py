@@ -17,9 +17,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vltrain.models.adaptor import HybridAdaptor, MlpAdaptor
+from vltrain.models.adaptor import AnyAdaptor
 from vltrain.models.fusion import fuse
 from vltrain.models.language import LanguageModel, segment_mask
+from vltrain.models.moe_language import MoeLanguageModel
 from vltrain.models.vision import TOWERS
 
 
@@ -29,8 +30,8 @@ class VisionLanguageModel(nn.Module):
     def __init__(
         self,
         *,
-        language: LanguageModel,
-        adaptor: HybridAdaptor | MlpAdaptor,
+        language: LanguageModel | MoeLanguageModel,
+        adaptor: AnyAdaptor,
         towers: dict[str, nn.Module],
     ) -> None:
         super().__init__()

@@ -20,10 +20,12 @@ from transformers.models.sam.modeling_sam import SamVisionEncoder
 from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipVisionModel
 
-from vltrain.models.config import ModelConfig, SamConfig, SiglipConfig
+from vltrain.models.config import Activation, ModelConfig, SamConfig, SiglipConfig
 from vltrain.models.pixels import pixel_view
 
 TOWERS = ("sam", "siglip")
+
+_ACTIVATIONS = {Activation.gelu: "gelu", Activation.gelu_tanh: "gelu_pytorch_tanh"}
 
 
 def sam_vision_config(config: SamConfig) -> SamVisionConfig:
@@ -51,7 +53,7 @@ def siglip_vision_config(config: SiglipConfig) -> SiglipVisionConfig:
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         intermediate_size=config.ffn,
-        hidden_act="gelu",  # as DeepSeek-VL runs it; the class's default is the tanh approximation
+        hidden_act=_ACTIVATIONS[config.activation],
         vision_use_head=False,
     )
 
@@ -155,7 +157,7 @@ class FrozenTowers(nn.Module):
         batch)."""
         dtype = next(tower.parameters()).dtype
         if part == "siglip":
-            shapes = {"siglip": (self._config.tokens_per_image, self._config.siglip.width)}
+            shapes = {"siglip": (self._config.siglip.side**2, self._config.siglip.width)}
         else:
             sam = self._config.sam
             assert sam is not None, "no SAM in this model"

@@ -1,7 +1,7 @@
 """Published weights into our parts, every tensor accounted for; and what identifies a weight.
 
-In: published directories by part (see ``layouts``). Out: the parameters of those parts, copied in
-place and cast to the part's type, one tensor in memory at a time. Digests are xxh3-128 over type,
+In: published directories by part (see ``layouts``). Out: the parameters of those parts, cast to the
+part's type, one whole tensor in memory at a time. Digests are xxh3-128 over type,
 shape and bytes: they prove that frozen parts did not change and tie a run to the base weights
 that it started from.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vltrain.errors import WeightsError
 from vltrain.models.adaptor import HybridAdaptor
-from vltrain.models.build import BuiltModel, start_neck_from_sam
+from vltrain.models.build import BuiltModel
 from vltrain.models.config import ModelConfig
 from vltrain.models.layouts import PublishedDirectory
 from vltrain.models.trainable import part_of
@@ -32,13 +32,10 @@ def load_weights(built: BuiltModel, *, directories: Mapping[str, str | Path]) ->
     """
     fresh_adaptor = "sam" in directories and "adaptor" not in directories
     for part, directory in directories.items():
-        expected = built.part_state(part)
-        if part == "sam" and fresh_adaptor:
-            adaptor = built.part_state("adaptor")
-            expected |= {n: t for n, t in adaptor.items() if n.startswith("adaptor.sam_neck.")}
-        _load(built.config, part=part, directory=Path(directory), expected=expected)
-    if fresh_adaptor and isinstance(built.module.adaptor, HybridAdaptor):
-        start_neck_from_sam(built.module.adaptor, built.tower("sam"))
+        expected = {name: (name,) for name in built.part_state(part)}
+        if part == "sam" and fresh_adaptor and isinstance(built.module.adaptor, HybridAdaptor):
+            expected |= _necks(built.part_state("adaptor"), sam=expected)
+        _load(built, part=part, directory=Path(directory), expected=expected)
 
 
 def published_digests(config: ModelConfig, *, part: str, directory: str | Path) -> dict[str, str]:
@@ -67,30 +64,37 @@ def part_digest(digests: Mapping[str, str]) -> str:
     return xxhash.xxh3_128(lines.encode()).hexdigest()
 
 
+def _necks(adaptor: Iterable[str], *, sam: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """As ``expected`` of ``_load``: SAM's own neck fills its own place, in SAM or in the adaptor,
+    and the adaptor's second neck."""
+    own = [n for n in (*sam, *adaptor) if n.startswith(("sam.neck.", "adaptor.sam_neck."))]
+    return {name: (name, f"adaptor.neck.{name.partition('neck.')[2]}") for name in own}
+
+
 def _load(
-    config: ModelConfig, *, part: str, directory: Path, expected: Mapping[str, Tensor]
+    built: BuiltModel, *, part: str, directory: Path, expected: Mapping[str, tuple[str, ...]]
 ) -> None:
-    """Copy into ``expected`` (our full name -> parameter); it must be covered exactly."""
+    """Fill from the tensors of a directory. ``expected``: our full name of a tensor -> the
+    parameters that it fills; the directory must cover it exactly."""
     found: set[str] = set()
     wrong: list[str] = []
-    published = PublishedDirectory(directory, config=config)
+    published = PublishedDirectory(directory, config=built.config)
+    shapes = {name: tuple(p.shape) for name, p in built.named_parameters() if name in expected}
     for name, tensor in published.tensors(lambda n: part_of(n) == part or n in expected):
         found.add(name)
         if name not in expected:
             wrong.append(f"unexpected {name} {tuple(tensor.shape)}")
-        elif expected[name].shape != tensor.shape:
-            wrong.append(
-                f"mis-shaped {name}: found {tuple(tensor.shape)}, "
-                f"expected {tuple(expected[name].shape)}"
-            )
+        elif shapes[name] != tensor.shape:
+            wrong.append(f"mis-shaped {name}: found {tuple(tensor.shape)}, expected {shapes[name]}")
         else:
-            expected[name].copy_(tensor)
+            for target in expected[name]:
+                built.fill(target, tensor)
     missing = sorted(expected.keys() - found)
-    wrong += [f"missing {name} {tuple(expected[name].shape)}" for name in missing]
+    wrong += [f"missing {name} {shapes[name]}" for name in missing]
     if wrong:
         more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
         raise WeightsError(
-            f"{directory} does not fit part {part!r} of model {config.name!r}:\n  "
+            f"{directory} does not fit part {part!r} of model {built.config.name!r}:\n  "
             + "\n  ".join(wrong[:20])
             + more
             + f"\nGive model.weights.{part} a directory of this shape, or choose another model"

@@ -36,7 +36,8 @@ def parameter_groups(
             continue
         part = part_of(name)
         decay = _weight_decay(config, part=part)
-        decays = decay > 0 and parameter.ndim > 1
+        whole_shape = getattr(parameter, "ds_shape", parameter.shape)  # partitioned, it is flat
+        decays = decay > 0 and len(whole_shape) > 1
         group = groups.setdefault(
             (part, decays),
             {

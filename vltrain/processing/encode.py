@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import xxhash
@@ -238,12 +238,14 @@ class Encoder:
         for segment in segments:
             if isinstance(segment.content, int):
                 image = images[segment.content]
-                count = self.geometry.image_tokens(image.width, image.height)
+                layout = self.geometry.layout(
+                    image.width, image.height, images_in_sample=len(images)
+                )
                 image_starts.append(len(ids))
-                image_tokens.append(count)
-                ordered.append(image)
-                ids += [self.tokenizer.image_id] * count
-                learned += [False] * count
+                image_tokens.append(layout.tokens)
+                ordered.append(replace(image, grid=layout.shape))
+                ids += [self.tokenizer.image_id] * layout.tokens
+                learned += [False] * layout.tokens
             else:
                 text_ids = self.tokenizer.encode(segment.content)
                 ids += text_ids

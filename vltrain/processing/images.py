@@ -24,7 +24,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -80,28 +80,18 @@ def decode_square(
     not bit-equal. Other formats are decoded alike in both modes.
     Raises RecordFault ``not_an_image``, ``truncated`` or ``too_large``.
     """
-    assert len(pad_color) == 3, pad_color
-    red, green, blue = pad_color
-    color = (int(red), int(green), int(blue))
-    image = _open(data)
-    orientation = _orientation(image)
-    width, height = image.size
-    if mode == "scaled":
-        # Orientation exchanges both sizes alike, so the stored size may stand for the seen one.
-        scaled_width, scaled_height, _, _ = square_layout(width, height, side=side)
-        image.draft(None, (scaled_width, scaled_height))
-    _load(image)
-    image = _to_rgb(image, background=color)
-    if orientation in _TRANSPOSE:
-        image = image.transpose(_TRANSPOSE[orientation])
-        if orientation in _SWAPPED:
-            width, height = height, width
+
+    def scaled(width: int, height: int) -> tuple[int, int]:
+        return square_layout(width, height, side=side)[:2]
+
+    least = scaled if mode == "scaled" else None
+    image, (width, height) = decode_upright(data, background=pad_color, least=least)
     scaled_width, scaled_height, left, top = square_layout(width, height, side=side)
     if image.size != (scaled_width, scaled_height):
         image = image.resize((scaled_width, scaled_height), Image.Resampling.BICUBIC)
     # Row by row and around the image only: pixel by pixel, padding would take half as long as
     # decoding a photo.
-    padding = np.tile(np.asarray(color, dtype=np.uint8), (side, 1))
+    padding = np.tile(np.asarray(pad_color, dtype=np.uint8), (side, 1))
     square = np.empty((side, side, 3), dtype=np.uint8)
     bottom, right = top + scaled_height, left + scaled_width
     square[:top] = square[bottom:] = padding
@@ -109,6 +99,37 @@ def decode_square(
     square[top:bottom, right:] = padding[right:]
     square[top:bottom, left:right] = np.asarray(image)
     return square
+
+
+def decode_upright(
+    data: bytes,
+    *,
+    background: Sequence[int],
+    least: Callable[[int, int], tuple[int, int]] | None,
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The image in RGB as seen, and the size in pixels that it has at its full resolution.
+
+    background: what shows through transparency. least: from the full size to the width and height
+    that are needed; a JPEG may then be decoded smaller (DCT scaling), but not smaller than that.
+    Raises RecordFault as ``decode_square`` does.
+    """
+    assert len(background) == 3, background
+    red, green, blue = background
+    image = _open(data)
+    orientation = _orientation(image)
+    width, height = image.size
+    if orientation in _SWAPPED:
+        width, height = height, width
+    if least is not None:
+        least_width, least_height = least(width, height)
+        if orientation in _SWAPPED:
+            least_width, least_height = least_height, least_width
+        image.draft(None, (least_width, least_height))
+    _load(image)
+    image = _to_rgb(image, background=(int(red), int(green), int(blue)))
+    if orientation in _TRANSPOSE:
+        image = image.transpose(_TRANSPOSE[orientation])
+    return image, (width, height)
 
 
 def _open(data: bytes) -> Image.Image:

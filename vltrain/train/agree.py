@@ -19,12 +19,14 @@ from vltrain.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class AgreedStep:
-    """Sums over all ranks. tokens and targets are by modality; digest and chain are hex. stop: who
-    was asked to stop and how, None where nobody was. failed: a checkpoint could not be written."""
+    """Sums over all ranks. squares: of all images, tiles included. tokens and targets are by
+    modality; digest and chain are hex. stop: who was asked to stop and how, None where nobody was.
+    failed: a checkpoint could not be written."""
 
     targets: dict[str, int]
     tokens: dict[str, int]
     images: int
+    squares: int
     holes: int
     faults: tuple[Fault, ...]
     digest: str
@@ -55,6 +57,7 @@ def agree(
         "targets": _sum_modalities(m.num_targets for m in micros),
         "tokens": _sum_modalities(m.num_tokens for m in micros),
         "images": sum(m.num_images for m in micros),
+        "squares": sum(m.num_squares for m in micros),
         "faults": tuple(f for m in micros for f in m.faults),
         "stop": stop,
         "failed": failed,
@@ -72,11 +75,13 @@ def agree(
             f"({len(expected)}), the ranks hold {len(held)} ({len(digests)} distinct)"
         )
     digest = step_digest([digests[number] for number in expected])
-    faults = tuple(fault for part in ranks for fault in part["faults"])
+    # In an order that does not depend on which rank met which, so that the ledger does not either.
+    faults = tuple(sorted((f for part in ranks for f in part["faults"]), key=_place))
     return AgreedStep(
         targets=_sum_modalities(p["targets"] for p in ranks),
         tokens=_sum_modalities(p["tokens"] for p in ranks),
         images=sum(p["images"] for p in ranks),
+        squares=sum(p["squares"] for p in ranks),
         holes=sum(1 for f in faults if f.action == "hole"),
         faults=faults,
         digest=digest,
@@ -84,6 +89,10 @@ def agree(
         stop=next((f"{p['stop']} on rank {r}" for r, p in enumerate(ranks) if p["stop"]), None),
         failed=any(p["failed"] for p in ranks),
     )
+
+
+def _place(fault: Fault) -> tuple[str, str, str]:
+    return fault.origin.source, fault.origin.shard, fault.origin.key
 
 
 def _sum_modalities(parts) -> dict[str, int]:

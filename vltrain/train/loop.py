@@ -67,7 +67,8 @@ class Hooks:
     row: Callable[[StepRow], None]
     # all ranks: the budget stops them all; bad records of each source so far
     faults: Callable[[StepPlan, tuple[Fault, ...]], dict[str, int]]
-    save: Callable[[Progress], None]  # all ranks (collective); may write on afterwards
+    save: Callable[[Progress], None]  # all ranks (collective); may read and write on afterwards
+    copied: Callable[[], None]  # wait until ``save`` has read what the next update changes
     save_failed: Callable[[], bool]  # whether such a write has ended badly on this rank
     settle: Callable[[], None]  # all ranks: wait for the write; raises what went wrong with it
     learning_rates: Callable[[int], dict[str, float]]  # steps done -> rate per part
@@ -75,6 +76,8 @@ class Hooks:
     imbalance: Callable[[StepPlan], float]  # planned work of the busiest rank over the mean
     roll_back: Callable[[], int | None]  # all ranks (collective): weights of the last checkpoint;
     # the updates that are in them, None where there is none
+    routers: Callable[[int, StepOutcome | None], dict[str, Any] | None]  # all ranks (collective),
+    # after a step: its number and outcome; how tokens were spread over experts, for the row
     event: Callable[[str, int, str], None]  # word, step, detail; on the first rank only
     stop: Callable[[], str | None]  # the signal that asked this process to stop
     doing: Callable[[Doing, int], None]  # told at each change, with the step that it is for
@@ -164,6 +167,11 @@ class Trainer:
         self._event("stopped", asked)
         self._save()
         self._settle()
+        if self.progress.step == 0:
+            raise StoppedError(
+                f"{asked}: stopped before the first of {self._steps} steps; there was nothing to "
+                "save. The same command begins anew"
+            )
         raise StoppedError(
             f"{asked}: stopped after step {self.progress.step} of {self._steps}, which is saved. "
             "The same command goes on from there"
@@ -189,8 +197,9 @@ class Trainer:
         rates = self._hooks.learning_rates(self.progress.step)
         outcome = self._update(micros, agreed, rates) if agreed.num_targets else None
         self._advance(plan, agreed, skipped=outcome is None or not outcome.finite)
+        routed = self._hooks.routers(self.progress.step, outcome)
         if distributed.is_first():
-            row = self._row(plan, agreed, outcome, rates, begin=begin, waited=waited)
+            row = self._row(plan, agreed, outcome, rates, routed, begin=begin, waited=waited)
             self._hooks.row(replace(row, bad_records=bad_records))
         if outcome is not None and not outcome.finite:
             self._bear(outcome)
@@ -248,6 +257,7 @@ class Trainer:
             self._engine.begin_micro(last=number == len(micros))
             loss_sum = self._engine.forward(self._inputs(micro))
             self._engine.backward(loss_sum * scale)
+        self._hooks.copied()
         return self._engine.apply(rates)
 
     def _inputs(self, micro: MicroBatch) -> dict[str, Any]:
@@ -259,7 +269,8 @@ class Trainer:
             # The head looks for labels on the CPU: on the device that would be a synchronisation.
             "targets": micro.targets,
             "image_positions": micro.image_positions.to(device, non_blocking=True),
-            "features": self._towers.encode(micro.images),
+            # On the CPU too: where each tile's tokens go is worked out there.
+            "features": {**self._towers.encode(micro.images), "grids": micro.grids},
         }
 
     def _advance(self, plan: StepPlan, agreed: AgreedStep, *, skipped: bool) -> None:
@@ -288,6 +299,7 @@ class Trainer:
         agreed: AgreedStep,
         outcome: StepOutcome | None,
         rates: dict[str, float],
+        routed: dict[str, Any] | None,
         *,
         begin: float,
         waited: float,
@@ -315,6 +327,7 @@ class Trainer:
             skipped=outcome is None or not outcome.finite,
             model_flops=self._hooks.flops(plan, agreed),
             rank_imbalance=self._hooks.imbalance(plan),
+            routers=routed,
         )
 
 

@@ -71,7 +71,7 @@ class NextToken(nn.Module):
             batch.segments,
             batch.targets,
             batch.image_positions,
-            self._encode(batch.images),
+            {**self._encode(batch.images), "grids": batch.grids},
         )
         return loss / max(1, sum(batch.num_targets.values()))
 

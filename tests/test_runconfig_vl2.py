@@ -1,0 +1,101 @@
+"""DeepSeek-VL2's recipes compose to the published numbers, and its policy guards what trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from stages import policy_of
+from vltrain.errors import ConfigError
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+SIZES = ("tiny", "small", "base")
+
+
+def words(stage: int, size: str) -> list[str]:
+    """A user's command, with folders for the default mix (DeepSeek-VL's)."""
+    names = OmegaConf.load(CONF / f"data/deepseek_vl_stage{stage}.yaml").sources
+    return [
+        f"stage={stage}",
+        f"model=deepseek_vl2_{size}",
+        *(f"data.sources.{name}.path=somewhere/{name}" for name in names),
+    ]
+
+
+# DeepSeek-VL2 Table 2: lr, schedule, batch, tokens in billions, packing, penalty, correction.
+TABLE_2 = {
+    ("tiny", 1): (5.4e-4, "cosine", 256, 2.0, False, 0.001, 0.0),
+    ("tiny", 2): (5.4e-4, "step", 2304, 798.5, True, 0.001, 0.0),
+    ("tiny", 3): (3.0e-5, "constant", 64, 19.5, True, 0.001, 0.0),
+    ("small", 1): (4.2e-4, "cosine", 256, 2.0, False, 0.001, 0.0),
+    ("small", 2): (4.2e-4, "step", 2304, 808.9, True, 0.001, 0.0),
+    ("small", 3): (1.4e-5, "constant", 64, 20.0, True, 0.001, 0.0),
+    ("base", 1): (4.5e-4, "cosine", 256, 2.0, False, 0.0001, 0.0),
+    ("base", 2): (4.5e-4, "step", 3360, 796.5, True, 0.0001, 0.001),
+    ("base", 3): (2.0e-5, "constant", 64, 19.5, True, 0.0001, 0.0),
+}
+
+
+@pytest.mark.parametrize(("size", "stage"), TABLE_2)
+def test_table_2(compose, size: str, stage: int) -> None:
+    config = compose(*words(stage, size))
+    policy_of(stage).check(config)
+    optim, batch = config.optim, config.data.batch.sequences
+    assert (
+        optim.lr,
+        optim.schedule.kind.value,
+        batch,
+        round(optim.steps * batch * 4096 / 1e9, 1),
+        config.data.packing.enabled,
+        config.model.router.penalty_weight,
+        config.model.router.correction_step,
+    ) == TABLE_2[size, stage]
+    assert (optim.weight_decay, optim.clip_norm, optim.beta1, optim.beta2) == (0.1, 1.0, 0.9, 0.95)
+    assert {part: own.lr_multiplier for part, own in optim.parts.items()} == {"siglip": 0.1}
+    assert config.data.packing.sequence_length == 4096
+    assert not config.data.packing.image_tokens_on_top
+
+
+def test_the_step_schedule_divides_by_the_root_of_ten(compose) -> None:
+    schedule = compose(*words(2, "base")).optim.schedule
+    assert schedule.milestones == [0.5, 0.75]
+    assert schedule.factors == pytest.approx([10**-0.5, 0.1])
+
+
+@pytest.mark.parametrize(("stage", "share"), [(1, 0.0), (2, 0.3), (3, 0.3)])
+def test_shares_of_text(compose, stage: int, share: float) -> None:
+    config = compose(*words(stage, "tiny"))
+    assert config.data.mixture.language_share == share
+    assert config.data.mixture.ramp.kind.value == "none"
+    assert config.stage.system_prompt is None
+
+
+def test_an_image_costs_what_the_paper_says(compose) -> None:
+    geometry = compose(*words(2, "tiny")).model.geometry
+    assert geometry.most_tokens == 2101
+    assert geometry.layout(1024, 768, images_in_sample=1).tokens == 1415
+    assert geometry.layout(1024, 768, images_in_sample=3).tokens == 421
+
+
+@pytest.mark.parametrize(
+    ("stage", "word", "said"),
+    [
+        (1, "stage.trainable=[adaptor]", ["lacks", "siglip"]),
+        (1, "stage.trainable=[siglip,adaptor,language]", ["language", "stay frozen"]),
+        (2, "stage.trainable=[adaptor,language]", ["lacks", "siglip"]),
+        (3, "stage.trainable=[adaptor,language]", ["lacks", "siglip"]),
+    ],
+)
+def test_the_policy_guards_what_trains(compose, stage: int, word: str, said: list[str]) -> None:
+    config = compose(*words(stage, "tiny"), word)
+    with pytest.raises(ConfigError) as error:
+        policy_of(stage).check(config)
+    for piece in said:
+        assert piece in str(error.value)
+
+
+def test_a_sequence_must_hold_the_largest_image(compose) -> None:
+    with pytest.raises(ConfigError, match="cannot hold one image of 2101 tokens"):
+        compose(*words(2, "tiny"), "data.packing.sequence_length=2048")

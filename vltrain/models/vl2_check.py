@@ -1,0 +1,56 @@
+"""Which sizes of DeepSeek-VL2's parts fit together; read when a config is checked."""
+
+from __future__ import annotations
+
+from vltrain.errors import ConfigError
+from vltrain.models.config import AdaptorKind, LanguageConfig, ModelConfig
+
+
+def check_experts(config: LanguageConfig) -> None:
+    """Raises ConfigError where ``mla`` and ``moe`` do not fit each other or the layers."""
+    mla, moe = config.mla, config.moe
+    if mla is not None:
+        if moe is None:
+            raise ConfigError(
+                "model.language.mla is set and model.language.moe is not: latent attention is "
+                "built with experts only (DeepSeek-VL2); set model.language.moe or leave mla out"
+            )
+        if mla.rope_dim % 2:
+            raise ConfigError(
+                f"model.language.mla.rope_dim is {mla.rope_dim}: expected an even number"
+            )
+        if config.kv_heads != config.heads:
+            raise ConfigError(
+                f"model.language.kv_heads is {config.kv_heads} and heads {config.heads}: latent "
+                "attention makes keys and values for every head; set them alike"
+            )
+    if moe is None:
+        return
+    if not 1 <= moe.per_token <= moe.experts or moe.experts < 2:
+        raise ConfigError(
+            f"model.language.moe.per_token is {moe.per_token} of {moe.experts} experts: expected "
+            "two experts or more, and from 1 to all of them for each token"
+        )
+    if not 0 <= moe.dense_layers < config.layers:
+        raise ConfigError(
+            f"model.language.moe.dense_layers is {moe.dense_layers} of {config.layers} layers: "
+            "expected at least one layer with experts (leave moe out for none)"
+        )
+    if moe.shared < 1:
+        raise ConfigError(
+            f"model.language.moe.shared is {moe.shared}: expected at least one shared expert"
+        )
+
+
+def check_tiles(config: ModelConfig) -> None:
+    """Raises ConfigError where tiling and adaptor do not fit each other."""
+    tiled, reads_tiles = config.tiling is not None, config.adaptor.kind == AdaptorKind.tiles
+    if tiled != reads_tiles:
+        raise ConfigError(
+            f"model.tiling is {'set' if tiled else 'not set'} and model.adaptor.kind is "
+            f"{config.adaptor.kind.value!r}: the adaptor 'tiles' and model.tiling need each other"
+        )
+    if config.tiling is not None and config.tiling.max_tiles < 1:
+        raise ConfigError(
+            f"model.tiling.max_tiles is {config.tiling.max_tiles}: expected at least 1"
+        )
