@@ -36,6 +36,8 @@ LIBRARIES = {
     "deepspeed": ("vltrain.engine",),
     "wandb": ("vltrain.metrics",),
     "webdataset": ("vltrain.data",),
+    "fsspec": ("vltrain.data",),
+    "aiohttp": ("vltrain.data",),
     "transformers": ("vltrain.models", "vltrain.processing", "vltrain.checkpoint"),
     "datasets": ("data_recipes",),
 }

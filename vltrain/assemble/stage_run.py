@@ -215,12 +215,14 @@ class Training:
         assigned = assign_all(plan, world=world, micro=micro, cost=self._cost)
         return imbalance(assigned, cost=self._cost)
 
-    def _count_faults(self, plan: StepPlan, faults: tuple[Fault, ...]) -> None:
-        """On every rank, with the same gathered faults, so that all stop together."""
+    def _count_faults(self, plan: StepPlan, faults: tuple[Fault, ...]) -> dict[str, int]:
+        """On every rank, with the same gathered faults, so that all stop together. The running
+        totals by source."""
         names = list(self.config.data.sources)
         read = Counter(names[piece.source] for pack in plan.packs for piece in pack.pieces)
         self._recording.faults(plan.step + 1, faults)
         self._budget.count(read=read, faults=faults)
+        return self._budget.bad()
 
     def _save(self, progress: Progress, *, watchdog: Watchdog) -> None:
         def waiting() -> None:
