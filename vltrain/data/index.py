@@ -134,20 +134,28 @@ class ShardIndex:
         """The members of a sample, in shard order."""
         first, end = int(self._bounds[row]), int(self._bounds[row + 1])
         (extensions, extension), (reasons, reason) = self._names
+        offset, size, width, height = (column[first:end].tolist() for column in self._numbers)
+        found = zip(
+            extension[first:end].tolist(),
+            offset,
+            size,
+            width,
+            height,
+            reason[first:end].tolist(),
+            range(first, end),
+            strict=True,
+        )
         return tuple(
             Member(
                 extensions[e],
-                *numbers,
+                o,
+                n,
+                w,
+                h,
                 reasons[r],
                 self._details[i].as_py() if reasons[r] else "",
             )
-            for i, e, r, *numbers in zip(
-                range(first, end),
-                extension[first:end].tolist(),
-                reason[first:end].tolist(),
-                *(column[first:end].tolist() for column in self._numbers),
-                strict=True,
-            )
+            for e, o, n, w, h, r, i in found
         )
 
 
