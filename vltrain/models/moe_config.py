@@ -41,8 +41,7 @@ class MlaConfig:
 
 @dataclass
 class MoeConfig:
-    """Mixture of experts, by default VL2-Small's (DeepSeek-VL2 Table 1; routing is not grouped in any
-    variant)."""
+    """Mixture of experts, by default DeepSeek-VL2-Small's (Table 1; none routes in groups)."""
 
     experts: int = 64
     per_token: int = 6
