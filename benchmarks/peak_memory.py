@@ -2,7 +2,7 @@
 
     python benchmarks/peak_memory.py
 
-One forward and backward pass in fp32 on the CPU: a hybrid model of 22 M parameters, one row of
+One forward and backward pass in fp32 on the CPU: a hybrid model of 7 M parameters, one row of
 1,024 tokens with four pictures, adaptor and language model training, and SigLIP or SAM where a row
 says so. The figure is the most bytes that tensors held at one time beyond the weights and their
 gradients' places: every storage that an operation makes is counted from its making to its end, so
@@ -150,11 +150,11 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any], torch.dtype]] = {
 MODEL = ModelConfig(
     name="peak_memory",
     sam=SamConfig(
-        image_size=256, patch_size=16, width=192, layers=6, heads=6, window=7, global_layers=[2, 5]
+        image_size=256, patch_size=16, width=96, layers=4, heads=3, window=7, global_layers=[1, 3]
     ),
-    siglip=SiglipConfig(image_size=128, patch_size=16, width=192, layers=8, heads=6, ffn=768),
+    siglip=SiglipConfig(image_size=128, patch_size=16, width=96, layers=4, heads=3, ffn=384),
     language=LanguageConfig(
-        width=256, layers=8, heads=8, kv_heads=8, ffn=704, vocab_size=16384, max_positions=2048
+        width=128, layers=6, heads=4, kv_heads=4, ffn=352, vocab_size=8192, max_positions=2048
     ),
     image_token_id=3,
     loss_chunk_tokens=128,
@@ -184,7 +184,7 @@ def one_pass(built: BuiltModel, *, tokens: int) -> None:
     """Forward and backward of one document, pictures first; all of its text is learned."""
     generator = torch.Generator().manual_seed(0)
     side, visual = built.config.image_side, IMAGES * built.config.tokens_per_image
-    ids = torch.randint(4, 16384, (1, tokens), generator=generator)
+    ids = torch.randint(4, 8192, (1, tokens), generator=generator)
     ids[0, 1 : 1 + visual] = built.config.image_token_id
     targets = ids.roll(-1, 1)
     targets[0, : 1 + visual] = IGNORE

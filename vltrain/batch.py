@@ -102,12 +102,14 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One webdataset record, parsed but not encoded. All four kinds are turns."""
+    """One webdataset record, parsed but not encoded. All four kinds are turns, but for a text that
+    came as token ids: it has those instead."""
 
     origin: Origin
     kind: RecordKind
     turns: tuple[Turn, ...]
     images: tuple[StoredImage, ...]
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -53,6 +53,13 @@ BESIDE: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def exclusion_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "shapes.jsonl"
+    path.write_text('{"shard": "a.tar", "key": "1", "reason": "truncated"}\n')
+    monkeypatch.setitem(OTHER, "data.sources.shapes.exclude", str(path))
+
+
 def rules() -> list[tuple[list[str], str]]:
     """(patterns, what happens) of each row of the table."""
     table = DOCS.read_text(encoding="utf-8").split("| key | when a run goes on |")[1]

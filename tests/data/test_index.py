@@ -11,9 +11,18 @@ from shard_makers import png, write_tar
 from webdataset.compat import WebDataset
 
 from vltrain.data.columns import read_facts, write_columns
+from vltrain.data.config import KeyRule
 from vltrain.data.index import Member, build_index, is_fresh, open_index
 from vltrain.data.layout import index_path
+from vltrain.data.shardfile import mapped, stamp_of
 from vltrain.errors import DataError
+
+
+def index_shard(shard: Path, *, index_dir: str | None) -> None:
+    with mapped(shard, remote=None) as data:
+        stamp = stamp_of(shard, remote=None)
+        build_index(shard, data, stamp=stamp, index_dir=index_dir, keys=KeyRule.first_dot)
+
 
 MEMBERS = [
     ("__meta__", b"x"),
@@ -28,7 +37,7 @@ MEMBERS = [
 
 
 def indexed(path: Path):
-    build_index(path, index_dir=None)
+    index_shard(path, index_dir=None)
     return open_index(path, index_dir=None, source="s")
 
 
@@ -70,12 +79,12 @@ def test_samples_are_those_of_stock_webdataset(tmp_path: Path) -> None:
 
 def test_tars_without_samples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"s\.tar is an empty tar.*0 members"):
-        build_index(write_tar(tmp_path / "s.tar", []), index_dir=None)
+        index_shard(write_tar(tmp_path / "s.tar", []), index_dir=None)
     with pytest.raises(DataError, match=r"n\.tar is an empty tar.*1 members"):
-        build_index(write_tar(tmp_path / "n.tar", [("README", b"")]), index_dir=None)
+        index_shard(write_tar(tmp_path / "n.tar", [("README", b"")]), index_dir=None)
     (tmp_path / "z.tar").touch()
     with pytest.raises(DataError, match=r"z\.tar is empty \(0 bytes\)"):
-        build_index(tmp_path / "z.tar", index_dir=None)
+        index_shard(tmp_path / "z.tar", index_dir=None)
 
 
 def test_index_of_another_state_is_refused(tmp_path: Path) -> None:
@@ -83,10 +92,10 @@ def test_index_of_another_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'s': .*s\.tar has no index .*launch/prepare\.py"):
         open_index(shard, index_dir=None, source="s")
     indexed(shard)
-    assert is_fresh(read_facts(index_path(shard, None)), shard)
+    assert is_fresh(read_facts(index_path(shard, None)), stamp_of(shard, remote=None))
     stat = shard.stat()
     os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert not is_fresh(read_facts(index_path(shard, None)), shard)
+    assert not is_fresh(read_facts(index_path(shard, None)), stamp_of(shard, remote=None))
     with pytest.raises(DataError, match=r"index of .*s\.tar is stale.*launch/prepare\.py"):
         open_index(shard, index_dir=None, source="s")
     shard.unlink()
@@ -103,7 +112,7 @@ def test_index_of_another_schema_is_refused(tmp_path: Path) -> None:
 
 def test_index_may_lie_elsewhere(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "data" / "s.tar", MEMBERS)
-    build_index(shard, index_dir=str(tmp_path / "index"))
+    index_shard(shard, index_dir=str(tmp_path / "index"))
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["s.tar"]
     assert len(open_index(shard, index_dir=str(tmp_path / "index"), source="s")) == 4
     assert json.dumps(read_facts(tmp_path / "index" / "s.tar.index.arrow"))

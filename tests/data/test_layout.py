@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from shard_makers import write_tar
 
+from vltrain.data.config import KeyRule
 from vltrain.data.layout import expand_braces, find_shards, image_order, split_member
 from vltrain.errors import DataError
 
@@ -24,9 +25,26 @@ from vltrain.errors import DataError
 def test_member_names_are_split_as_webdataset_does(name: str, expected: object) -> None:
     from webdataset.tariterators import base_plus_ext
 
-    assert split_member(name) == expected
+    assert split_member(name, keys=KeyRule.first_dot) == expected
     prefix, suffix = base_plus_ext(name)
     assert (prefix and (prefix, str(suffix).lower())) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "last_dot", "image_number"),
+    [
+        ("img.001.JPG", ("img.001", "jpg"), ("img", "001.jpg")),
+        ("v1.2/a.b.0.png", ("v1.2/a.b.0", "png"), ("v1.2/a.b", "0.png")),
+        ("a.b.0.json", ("a.b.0", "json"), ("a.b.0", "json")),
+        ("a.png", ("a", "png"), ("a", "png")),
+        (".0.png", (".0", "png"), (".0", "png")),
+        ("README", None, None),
+        (".txt", None, None),
+    ],
+)
+def test_keys_with_dots(name: str, last_dot: object, image_number: object) -> None:
+    assert split_member(name, keys=KeyRule.last_dot) == last_dot
+    assert split_member(name, keys=KeyRule.image_number) == image_number
 
 
 def test_images_are_ordered_by_number() -> None:

@@ -174,7 +174,47 @@ def test_nothing_is_planned_further_ahead_than_asked():
 
     iterator = iter(loader(watched(), workers=0))
     next(iterator)
+    # A thread reads two steps of two micro-batches ahead, and has one more in its hand.
+    deadline = time.monotonic() + 30
+    while len(taken) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert taken in ([1, 2, 3], [1, 2, 3, 4])
+    iterator.close()
+    assert not [t for t in threading.enumerate() if t.name == "read-ahead"]
+
+
+def test_without_prefetch_nothing_is_ahead_and_no_thread_runs():
+    taken = []
+
+    def watched():
+        for item in steps():
+            taken.append(item[0].step)
+            yield item
+
+    alone = StepLoader(watched(), dataset=dataset(), workers=0, prefetch_steps=0)
+    iterator = iter(alone)
+    first = next(iterator)
     assert taken == [1]
+    assert not [t for t in threading.enumerate() if t.name == "read-ahead"]
+    assert facts([first, *iterator]) == facts(loader(steps(), workers=0))
+
+
+def test_reading_goes_on_while_the_trainer_is_busy():
+    seen: list[int] = []
+
+    class Watched(Reader):
+        def read_piece(self, source: int, piece: int) -> Example:
+            seen.append(piece)
+            return super().read_piece(source, piece)
+
+    watched = dataset(reader=Watched(faults=False))
+    iterator = iter(StepLoader(steps(), dataset=watched, workers=0, prefetch_steps=2))
+    next(iterator)
+    deadline = time.monotonic() + 30
+    while 8 not in seen and time.monotonic() < deadline:  # the last piece of the third step
+        time.sleep(0.01)
+    assert seen[:9] == list(range(9))
     iterator.close()
 
 

@@ -135,7 +135,7 @@ def test_absent_and_stale_tables_name_the_command(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("0.json", WITHOUT)])
     with pytest.raises(DataError, match=r"index of .*a\.tar is stale.*launch/prepare\.py"):
         open_source("s", config)
-    prepare({"s": source_config(tmp_path, kind=RecordKind.text)}, grace=99)
+    prepare({"s": config}, encoder=byte_encoder(sequence_length=32))
     source = open_source("s", config)
     with pytest.raises(DataError, match=r"token table of .*a\.tar is stale"):
         PieceTable(source, encoder_digest=byte_encoder().digest)
@@ -151,8 +151,13 @@ def test_a_new_shard_must_be_prepared(tmp_path: Path) -> None:
 
 def test_a_leaf_that_draws_nothing_is_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("0.json", WITHOUT), ("1.json", b"{")])
-    with pytest.raises(DataError, match="'multimodal' draws nothing: its 1 shards hold 1 language"):
+    with pytest.raises(DataError, match="'multimodal' does not fit its shards"):
         opened(tmp_path, Modality.multimodal)
+    opened(tmp_path, Modality.language)  # which makes the tables of both
+    config = source_config(tmp_path, kind=RecordKind.conversation)
+    source = open_source("multimodal", config)
+    with pytest.raises(DataError, match="'multimodal' draws nothing: its 1 shards hold 1 language"):
+        PieceTable(source, encoder_digest=byte_encoder().digest)
 
 
 def test_a_shard_that_changes_under_a_reader_ends_the_run(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from shard_makers import byte_encoder, png, prepare, source_config, write_tar
 
 from vltrain.batch import Learn, Modality, RecordKind, Sample
 from vltrain.data.config import FaultConfig, SourceConfig
 from vltrain.data.prepare import PrepareProgress, prepare_sources
+from vltrain.data.reportchart import draw_report
 from vltrain.errors import ConfigError, DataError, FaultBudgetExceeded
 from vltrain.processing.encode import Encoder, PieceSize
 
@@ -134,6 +137,54 @@ def test_progress_is_told_after_every_shard(tmp_path: Path) -> None:
         (1, 2, 2, "a.tar"),
         (2, 2, 4, "b.tar"),
     ]
+    size = (tmp_path / "a.tar").stat().st_size
+    assert [(p.done_bytes, p.total_bytes) for p in seen] == [(size, 2 * size), (2 * size, 2 * size)]
+
+
+class KilledAt(Encoder):
+    """Ends its process, without a word, at one sample."""
+
+    def measure(self, sample: Sample, *, learn: Learn | None = None) -> tuple[PieceSize, ...]:
+        if sample.origin.key == "b1":
+            os._exit(9)
+        return Encoder.measure(self, sample, learn=learn)
+
+
+def test_killed_in_the_middle_it_goes_on_where_it_was(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        captions(tmp_path / f"{name}.tar", ["dog", "cat", "cow"])
+    sources, real = {"s": source_config(tmp_path)}, byte_encoder()
+    child = os.fork()
+    if not child:
+        prepare(sources, encoder=KilledAt(real.tokenizer, real.geometry, real.rules))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    (tables,) = tmp_path.glob(".vltrain/tokens-*")
+    assert [path.name for path in tables.iterdir()] == ["a.tar.tokens.arrow"]
+    before = times(tmp_path)
+    (source,) = prepare(sources).sources
+    assert (source.built_shards, source.totals["multimodal"]["samples"]) == (2, 9)
+    assert before.items() <= times(tmp_path).items()
+
+
+def test_report_as_json_and_as_a_chart(tmp_path: Path) -> None:
+    members = [("a.png", png(6, 40)), ("a.txt", b"dog"), ("b.png", png(70, 1)), ("b.txt", b"cat")]
+    write_tar(tmp_path / "a.tar", [*members, ("c.png", b"none"), ("c.txt", b"cow")])
+    report = prepare_sources(
+        {"s": source_config(tmp_path)},
+        encoder_for=lambda config: byte_encoder(),
+        workers=0,
+        faults=FaultConfig(),
+        draw=draw_report,
+    )
+    (written,) = tmp_path.glob(".vltrain/tokens-*/report-s.json")
+    content = json.loads(written.read_text())
+    assert content == json.loads(json.dumps(report.sources[0].as_json()))
+    assert content["image_sides"] == [0, 0, 0, 0, 0, 1, 1]
+    assert content["excluded"] == {"not_an_image": 1}
+    assert "  longer side of images, pixels: 32-63 1, 64-127 1" in report.lines()
+    with Image.open(written.with_suffix(".png")) as chart:
+        assert chart.size[0] > 600
 
 
 def test_every_broken_shard_is_named_at_once(tmp_path: Path) -> None:

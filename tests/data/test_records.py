@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
 
+import numpy as np
 import pytest
 
 from vltrain.batch import Origin, RecordKind, Role, Sample, Turn
@@ -211,3 +213,114 @@ def test_unknown_fields_are_refused() -> None:
     check_fields("s", kind=RecordKind.caption, fields={"image": "jpg", "text": "cap"})
     with pytest.raises(ConfigError, match=r"source 's': fields \['txt'\] unknown.*'text'"):
         check_fields("s", kind=RecordKind.caption, fields={"txt": "cap"})
+
+
+def test_text_inside_json() -> None:
+    body = {"caption": "a dog", "info": {"long": "a brown dog"}, "n": 3, "none": " "}
+    files: Files = {"jpg": (6, 4), "json": body}
+    assert parse(RecordKind.caption, files, text="JSON:caption").turns == document(0, "a dog")
+    found = parse(RecordKind.caption, files, text="json:info.long")
+    assert found.turns == document(0, "a brown dog")
+    for place, reason in (("n", "bad_record"), ("x", "bad_record"), ("none", "empty")):
+        with pytest.raises(RecordFault) as caught:
+            parse(RecordKind.caption, files, text=f"json:{place}")
+        assert caught.value.reason == reason
+
+
+def npy(numbers: object) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.asarray(numbers))
+    return stream.getvalue()
+
+
+def npz(numbers: object) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, np.asarray(numbers))
+    return stream.getvalue()
+
+
+def test_token_ids() -> None:
+    files: Files = {"npy": npy([5, 6]), "json": {"input_ids": [7, 8, 9], "bad": [1.5], "none": []}}
+    assert parse(RecordKind.text, files, tokens="npy").token_ids == (5, 6)
+    assert parse(RecordKind.text, files, tokens="json:input_ids").token_ids == (7, 8, 9)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"no numpy file", "bad_tokens"),
+        (npy([1, 2])[:90], "bad_tokens"),
+        (npz([1, 2]), "bad_tokens"),
+        (npy([1, 2]).replace(b"(2,)", b"(10000000000000000,)"), "bad_tokens"),
+        (npy([[1, 2], [3, 4]]), "bad_tokens"),
+        (npy([1.0, 2.0]), "bad_tokens"),
+        (npy([-1]), "bad_tokens"),
+        (npy(np.zeros(0, dtype=np.int64)), "empty"),
+    ],
+)
+def test_token_ids_that_are_none(data: bytes, reason: str) -> None:
+    with pytest.raises(RecordFault) as caught:
+        parse(RecordKind.text, {"npy": data}, tokens="npy")
+    assert caught.value.reason == reason
+
+
+def test_urls_and_paths_stand_for_the_members_in_order() -> None:
+    body = {"texts": [None, "a", None], "images": ["http://x/b.jpg", None, "http://x/a.jpg"]}
+    sample = parse(RecordKind.interleaved, {"json": body, "0.png": (1, 1), "1.png": (2, 2)})
+    assert [image.member for image in sample.images] == ["0.png", "1.png"]
+    paths = {**body, "images": ["a/1.PNG", None, "b/0.png"]}
+    sample = parse(RecordKind.interleaved, {"json": paths, "0.png": (1, 1), "1.png": (2, 2)})
+    assert [image.member for image in sample.images] == ["1.png", "0.png"]
+    with pytest.raises(RecordFault, match="2 images are named but 1 are members") as caught:
+        parse(RecordKind.interleaved, {"json": body, "0.png": (1, 1)})
+    assert caught.value.reason == "image_count"
+
+
+def test_llava_with_the_path_of_its_image() -> None:
+    body = {
+        "id": "1",
+        "image": "coco/1.jpg",
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat?"},
+            {"from": "gpt", "value": "A dog."},
+        ],
+    }
+    sample = parse(RecordKind.conversation, {"jpg": (1, 1), "json": body})
+    assert sample.turns[0].content == (0, "\nWhat?")
+    assert [image.member for image in sample.images] == ["jpg"]
+
+
+def test_mmc4() -> None:
+    info = [
+        {"image_name": "b.jpg", "matched_text_index": 1, "matched_sim": 0.3},
+        {"image_name": "a.jpg", "matched_text_index": 0},
+        {"image_name": "c.jpg", "matched_text_index": 1},
+    ]
+    body = {"text_list": ["One.", "Two."], "image_info": info, "url": "http://x"}
+    files: Files = {"json": body, "a.jpg": (1, 1), "b.jpg": (2, 2), "c.jpg": (3, 3)}
+    sample = parse(RecordKind.interleaved, files)
+    assert sample.turns == document(0, "One. ", 1, 2, "Two.")
+    assert [image.member for image in sample.images] == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"text_list": "One."},
+        {"text_list": ["One."], "image_info": None},
+        {"text_list": ["One."], "image_info": [{"image_name": "a.jpg"}]},
+        {"text_list": ["One."], "image_info": [{"image_name": "a", "matched_text_index": 1}]},
+    ],
+)
+def test_mmc4_that_is_none(body: dict) -> None:
+    with pytest.raises(RecordFault) as caught:
+        parse(RecordKind.interleaved, {"json": body, "a.jpg": (1, 1)})
+    assert caught.value.reason == "bad_record"
+
+
+def test_fields_of_kinds() -> None:
+    with pytest.raises(ConfigError, match="only text and tokens can be a value inside"):
+        check_fields("s", kind=RecordKind.caption, fields={"image": "json:image"})
+    with pytest.raises(ConfigError, match="fields names text and tokens"):
+        check_fields("s", kind=RecordKind.text, fields={"text": "txt", "tokens": "npy"})
+    check_fields("s", kind=RecordKind.text, fields={"tokens": "json:ids"})

@@ -12,9 +12,10 @@ from PIL import Image
 
 from vltrain.batch import Learn, Modality, RecordKind
 from vltrain.data.columns import extend_catalog
-from vltrain.data.config import SourceConfig
+from vltrain.data.config import KeyRule, SourceConfig
 from vltrain.data.index import build_index
 from vltrain.data.layout import INDEX_SCHEMA, find_shards, index_folder
+from vltrain.data.shardfile import mapped, stamp_of
 from vltrain.data.sources import open_source
 from vltrain.data.writer import (
     ShardCard,
@@ -47,7 +48,10 @@ def write_source(
     write_shards(records, folder, kind=kind, samples_per_shard=4, card=CARD)
     facts = {}
     for shard in find_shards("t", str(folder)):
-        facts[shard.name] = asdict(build_index(shard, index_dir=None))
+        stamp = stamp_of(shard, remote=None)
+        with mapped(shard, remote=None) as data:
+            built = build_index(shard, data, stamp=stamp, index_dir=None, keys=KeyRule.first_dot)
+        facts[shard.name] = asdict(built)
         extend_catalog(index_folder(shard, None), header={"schema": INDEX_SCHEMA}, shards=facts)
     return SourceConfig(path=str(folder), kind=kind, modality=modality, learn=learn)
 

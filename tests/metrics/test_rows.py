@@ -45,6 +45,8 @@ def test_the_schema_of_a_line_is_fixed(make_row):
         "skipped",
         "model_flops",
         "rank_imbalance",
+        "routers",
+        "bad_records",
     ]
 
 

@@ -90,13 +90,16 @@ def test_a_point_holds_the_sums_of_its_steps(make_row):
     words["supervised"] = {"language": 40, "multimodal": 0}
     interval.add(make_row(1, holes=2, skipped=True, grad_norm=None, loss=None))
     interval.add(make_row(2, grad_norm=1.0, rank_imbalance=1.0))
-    interval.add(make_row(3, grad_norm=4.0, rank_imbalance=1.5, holes=1, **words))
+    interval.add(
+        make_row(3, grad_norm=4.0, rank_imbalance=1.5, holes=1, bad_records={"a": 7}, **words)
+    )
     metrics = wandb_metrics(interval.take())
     assert metrics["tokens/multimodal"] == 1200
     assert metrics["tokens/language"] == 50
     assert metrics["supervised/multimodal"] == 200
     assert metrics["supervised/language"] == 40
     assert metrics["holes"] == 3
+    assert metrics["bad_records/a"] == 7
     assert metrics["skipped"] == 1
     assert metrics["grad_norm"] == 2.5
     assert metrics["throughput/rank_imbalance"] == 1.25

@@ -28,7 +28,8 @@ def test_an_image_costs_what_the_geometry_says(config_of, build, encoder, kind):
     features = built.frozen.encode(squares)
     assert not any(feature.requires_grad for feature in features.values())
     tokens = built.module.adaptor(features)
-    assert tokens.shape == (3, config.geometry.image_tokens(640, 480), 64)
+    cost = config.geometry.layout(640, 480, images_in_sample=3).tokens
+    assert tokens.shape == (3, cost, 64)
     none = built.frozen.encode(squares[:0])
     assert {n: f.shape[1:] for n, f in none.items()} == {
         n: f.shape[1:] for n, f in features.items()
@@ -274,4 +275,4 @@ HIERARCHICAL = {  # 8 x 8 patches, merged to 4 x 4 on the way
 )
 def test_choices_that_make_no_sense_are_refused(config_of, build, changes, message):
     with pytest.raises(ConfigError, match=message):
-        build(config_of("tiny", changes))
+        build(config_of("tiny", changes), trainable=["adaptor"])

@@ -292,3 +292,28 @@ def test_alignment_learns_the_caption_and_its_end(encoder):
 def test_rules_are_checked():
     with pytest.raises(ConfigError, match="sequence_length is 1"):
         dataclasses.replace(RULES, sequence_length=1)
+
+
+def given(*ids: int) -> Sample:
+    return Sample(origin=ORIGIN, kind=RecordKind.text, turns=(), images=(), token_ids=ids)
+
+
+def test_text_that_came_as_ids_is_taken_as_it_is(encoder) -> None:
+    tokenizer = encoder.tokenizer
+    inner = tokenizer.encode("a dog")
+    expected = [tokenizer.bos_id, *inner, tokenizer.eos_id]
+    for ids in (inner, expected, expected[1:], expected[:-1]):
+        example = encoder.encode(given(*ids))
+        assert example.ids.tolist() == expected
+        assert example.learned.tolist() == [False] + [True] * (len(expected) - 1)
+    long = encoder.measure(given(*[inner[0]] * 500))
+    assert sum(piece.tokens for piece in long) == 502
+    assert len(long) > 1
+
+
+def test_ids_of_another_vocabulary_are_a_fault(encoder) -> None:
+    tokenizer = encoder.tokenizer
+    for ids in ([tokenizer.vocab_size], [tokenizer.image_id], [tokenizer.bos_id]):
+        with pytest.raises(RecordFault, match="expected ids of text") as caught:
+            encoder.encode(given(*ids))
+        assert caught.value.reason == "bad_tokens"

@@ -120,10 +120,14 @@ class Recorder:
         if self.failed_after is not None:
             raise CheckpointError("disk full")
 
+    def _count(self, plan: StepPlan, faults: tuple[Fault, ...]) -> dict[str, int]:
+        self.faults.append((plan.step, len(faults)))
+        return {"s": sum(count for _, count in self.faults)}
+
     def hooks(self) -> Hooks:
         return Hooks(
             row=self.rows.append,
-            faults=lambda plan, faults: self.faults.append((plan.step, len(faults))),
+            faults=self._count,
             save=lambda progress: self.saved.append((progress.step, progress.cursor)),
             copied=lambda: self.doing.append("copied"),
             save_failed=lambda: (
@@ -420,6 +424,7 @@ def test_faults_are_handed_on_and_holes_counted() -> None:
     progress = trainer(loader, engine=FakeEngine(), recorder=recorder, steps=1).run()
     assert recorder.faults == [(0, 1)]
     assert recorder.rows[0].holes == progress.counters.holes == 1
+    assert recorder.rows[0].bad_records == {"s": 1}
     assert progress.counters.samples == {"language": 1, "multimodal": 0}  # two planned, one a hole
 
 

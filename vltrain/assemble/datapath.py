@@ -20,6 +20,7 @@ from vltrain.data.loader import MicroBatchDataset, StepLoader
 from vltrain.data.pieces import PieceReader, PieceTable, check_modalities
 from vltrain.data.plan import Plan
 from vltrain.data.recipe import Recipe
+from vltrain.data.remote import RemoteStore
 from vltrain.data.sources import open_source
 from vltrain.errors import ConfigError
 from vltrain.metrics.throughput import Work, count_flops
@@ -85,7 +86,10 @@ def build_encoder(config: RunConfig, tokenizer: TextTokenizer) -> Encoder:
 def open_data(config: RunConfig) -> DataPath:
     """Open every source of the mix. Raises DataError or ConfigError; see the modules that check."""
     encoder = build_encoder(config, open_tokenizer(config))
-    opened = [open_source(name, source) for name, source in config.data.sources.items()]
+    remote = RemoteStore(config.data.remote)
+    opened = [
+        open_source(name, source, remote=remote) for name, source in config.data.sources.items()
+    ]
     tables = tuple(PieceTable(source, encoder_digest=encoder.digest) for source in opened)
     check_modalities(tables)
     recipe = Recipe(tables, config=config.data)
@@ -109,8 +113,9 @@ def open_data(config: RunConfig) -> DataPath:
 
 def open_held_out(config: RunConfig, encoder: Encoder) -> tuple[PieceTable, ...]:
     """The held-out sources' tables. Raises DataError where one is not prepared."""
+    remote = RemoteStore(config.data.remote)
     return tuple(
-        PieceTable(open_source(name, source), encoder_digest=encoder.digest)
+        PieceTable(open_source(name, source, remote=remote), encoder_digest=encoder.digest)
         for name, source in config.data.held_out.items()
     )
 

@@ -50,7 +50,14 @@ _CAUSES = {
 }
 """Where in the config a difference comes from."""
 _NO_CAUSES = (
-    *("data.held_out", "data.loader", "data.faults", "data.decode", "data.batch.micro"),
+    *(
+        "data.held_out",
+        "data.loader",
+        "data.faults",
+        "data.remote",
+        "data.decode",
+        "data.batch.micro",
+    ),
     *(f"model.{name}" for name in NOT_THE_MODEL if name not in ("tokenizer", "weights")),
 )
 

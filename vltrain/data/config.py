@@ -35,12 +35,21 @@ class WhenSpent(str, Enum):
     leave = "leave"  # the source leaves the mix; the others of its modality take over its share
 
 
+class KeyRule(str, Enum):
+    """Where the key ends in the name of a member."""
+
+    first_dot = "first_dot"  # webdataset's own: of a.b.0.png, key a, extension b.0.png
+    last_dot = "last_dot"  # keys with dots: key a.b.0, extension png
+    image_number = "image_number"  # keys with dots, images numbered: key a.b, extension 0.png
+
+
 @dataclass
 class SourceConfig:
     """One leaf of the mix: a set of shards, one record kind, one modality."""
 
     path: str = MISSING
-    """A folder of .tar shards, one .tar, or a pattern such as data/x/train-{000000..000003}.tar."""
+    """A folder of .tar shards, one .tar, or a pattern such as data/x/train-{000000..000003}.tar;
+    or URLs, as a pattern of braces."""
     kind: RecordKind = MISSING
     modality: Modality = MISSING
     """Which records of the shards this leaf draws. Records of the other modality must be drawn by
@@ -50,12 +59,16 @@ class SourceConfig:
     weight: float = 1.0
     """Share inside the category."""
     fields: dict[str, str] = field(default_factory=dict)
-    """Field map: our field (image, text, json) -> the shard's member extension; empty = the kind's
-    own."""
+    """Field map: our field (image, text, json, tokens) -> the shard's member extension, or
+    EXTENSION:KEY for a value inside a JSON member (json:caption); empty = the kind's own."""
+    keys: KeyRule = KeyRule.first_dot
+    """Where the key ends in a member's name; others than first_dot are for keys with dots."""
     learn: Learn | None = None
     """What is learned of this source; None: what the stage learns."""
     index_dir: str | None = None
     """Where index and token sidecar lie; default is a folder .vltrain beside the shards."""
+    exclude: str | None = None
+    """A list of records to leave out, as launch/exclude_records.py makes it from a ledger."""
     max_epochs: float | None = None
     """The source is seen so many times at most; None repeats for ever (with a warning past
     repetition_warning)."""
@@ -133,7 +146,31 @@ class LoaderConfig:
     """Worker processes of each rank; nothing here changes the order."""
 
     workers: int = 0
+    """0: a thread of the rank itself reads ahead."""
     prefetch_steps: int = 2
+
+
+@dataclass
+class RemoteConfig:
+    """Shards behind URLs (sources whose path is one). Nothing here changes the order."""
+
+    schemes: list[str] = field(default_factory=lambda: ["https", "s3", "gs"])
+    """Schemes that a source's URL may have; no other is opened."""
+    cache_dir: str | None = None
+    """Folder of this node for parts of shards, shared by its processes; None: vltrain-shards in the
+    system's folder for temporary files."""
+    cache_gib: float = 64.0
+    """Most that the folder holds."""
+    chunk_mib: float = 8.0
+    """What is fetched at once; a few times a block of neighbours is best."""
+    read_ahead: int = 2
+    """Chunks after the one that is read that are fetched meanwhile."""
+    tries: int = 6
+    """Of each request, before the run ends."""
+    backoff_seconds: float = 1.0
+    """Wait after the first failure; it doubles with each (60 s at most)."""
+    timeout_seconds: float = 60.0
+    """Of one request over http or https; other stores have their own."""
 
 
 @dataclass
@@ -161,6 +198,7 @@ class DataConfig:
     order: OrderConfig = field(default_factory=OrderConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
     faults: FaultConfig = field(default_factory=FaultConfig)
     decode: DecodeMode = DecodeMode.exact
     held_out: dict[str, SourceConfig] = field(default_factory=dict)

@@ -125,5 +125,9 @@ class FaultBudget:
                     )
                 )
 
+    def bad(self) -> dict[str, int]:
+        """Bad records of each source that has some, since the run began."""
+        return dict(self._bad)
+
     def state(self) -> dict[str, dict[str, int]]:
         return {"read": dict(self._read), "bad": dict(self._bad)}

@@ -9,7 +9,7 @@ knows what a record means; ``records`` does.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -20,14 +20,18 @@ import pyarrow as pa
 import xxhash
 
 from vltrain.data.columns import ColumnFile, read_columns, read_facts, write_columns
+from vltrain.data.config import KeyRule
 from vltrain.data.layout import (
     INDEX_SCHEMA,
     PREPARE_COMMAND,
+    RemoteShard,
+    Shard,
     index_path,
     is_image_extension,
     is_meta_member,
     split_member,
 )
+from vltrain.data.shardfile import Stamp, stamp_of
 from vltrain.data.tarscan import Bytes, TarMember, scan_tar
 from vltrain.errors import DataError, RecordFault
 from vltrain.processing.images import probe_size
@@ -63,7 +67,8 @@ class Member(NamedTuple):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexFacts:
     """What the catalog keeps of a shard. ``ignored``: members without key or extension, which
-    webdataset skips too. ``unreadable``: image members whose header cannot be read."""
+    webdataset skips too. ``unreadable``: image members whose header cannot be read. ``keys``: the
+    rule (KeyRule) that names were split by; indexes without it are of the first dot."""
 
     schema: int
     bytes: int
@@ -73,6 +78,7 @@ class IndexFacts:
     members: int
     ignored: int
     unreadable: int
+    keys: str = KeyRule.first_dot.value
 
 
 class ShardIndex:
@@ -84,7 +90,11 @@ class ShardIndex:
         lists = columns.array("members")
         fields = lists.values
         self._bounds: np.ndarray = lists.offsets.to_numpy(zero_copy_only=True)
-        self._names = [fields.field(name) for name in ("extension", "reason", "detail")]
+        # Few names, many members: a list of names and each member's place in it, because making a
+        # string of an Arrow value costs more than reading the member.
+        coded = [fields.field(name).dictionary_encode() for name in ("extension", "reason")]
+        self._names = [(c.dictionary.to_pylist(), c.indices.to_numpy()) for c in coded]
+        self._details = fields.field("detail")
         numbers = ("offset", "size", "width", "height")
         self._numbers = [fields.field(name).to_numpy(zero_copy_only=True) for name in numbers]
         self._digests: np.ndarray = fields.field("digest").to_numpy(zero_copy_only=True)
@@ -106,33 +116,62 @@ class ShardIndex:
         taken = wanted[row] & (width > 0)
         return self._digests[taken], row[taken]
 
+    def image_sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Widths and heights (int32, pixels) of all image members whose header can be read."""
+        width, height = self._numbers[2:]
+        readable = width > 0
+        return width[readable], height[readable]
+
+    def extents(self, row: int) -> tuple[list[str], list[int], list[int]]:
+        """Extensions, offsets and sizes in bytes of the members of a sample, in shard order."""
+        first, end = self._bounds[row], self._bounds[row + 1]
+        (names, place), _ = self._names
+        offset, size = self._numbers[:2]
+        extensions = [names[i] for i in place[first:end].tolist()]
+        return extensions, offset[first:end].tolist(), size[first:end].tolist()
+
     def members(self, row: int) -> tuple[Member, ...]:
         """The members of a sample, in shard order."""
-        extension, reason, detail = self._names
-        offset, size, width, height = self._numbers
+        first, end = int(self._bounds[row]), int(self._bounds[row + 1])
+        (extensions, extension), (reasons, reason) = self._names
+        offset, size, width, height = (column[first:end].tolist() for column in self._numbers)
+        found = zip(
+            extension[first:end].tolist(),
+            offset,
+            size,
+            width,
+            height,
+            reason[first:end].tolist(),
+            range(first, end),
+            strict=True,
+        )
         return tuple(
             Member(
-                extension[i].as_py(),
-                int(offset[i]),
-                int(size[i]),
-                int(width[i]),
-                int(height[i]),
-                reason[i].as_py(),
-                detail[i].as_py(),
+                extensions[e],
+                o,
+                n,
+                w,
+                h,
+                reasons[r],
+                self._details[i].as_py() if reasons[r] else "",
             )
-            for i in range(int(self._bounds[row]), int(self._bounds[row + 1]))
+            for e, o, n, w, h, r, i in found
         )
 
 
-def is_fresh(facts: dict[str, Any] | None, shard: Path) -> bool:
+def is_fresh(facts: dict[str, Any] | None, stamp: Stamp) -> bool:
     """Whether index facts still describe the shard (schema, size and modification time)."""
     if facts is None or facts.get("schema") != INDEX_SCHEMA:
         return False
-    stat = shard.stat()
-    return facts["bytes"] == stat.st_size and facts["mtime_ns"] == stat.st_mtime_ns
+    return Stamp(facts["bytes"], facts["mtime_ns"]) == stamp
 
 
-def open_index(shard: Path, *, index_dir: str | None, source: str) -> ShardIndex:
+def index_keys(facts: dict[str, Any] | None) -> KeyRule:
+    """The rule that an index's names were split by."""
+    return KeyRule((facts or {}).get("keys", KeyRule.first_dot.value))
+
+
+def open_index(shard: Shard, *, index_dir: str | None, source: str) -> ShardIndex:
     """Open the index of a shard. Raises DataError when it is absent, of another schema or
     stale."""
     path = index_path(shard, index_dir)
@@ -142,10 +181,10 @@ def open_index(shard: Path, *, index_dir: str | None, source: str) -> ShardIndex
 
 
 def check_index(
-    facts: dict[str, Any] | None, shard: Path, *, source: str, path: Path
+    facts: dict[str, Any] | None, shard: Shard, *, source: str, path: Path
 ) -> dict[str, Any]:
     """The facts found at ``path``. Raises DataError unless they describe the shard as it is
-    now."""
+    now. (A remote shard is asked when it is opened for reading: ``check_stamp``.)"""
     if facts is None:
         raise DataError(
             f"source {source!r}: {shard} has no index (looked for it in {path}); run: "
@@ -156,29 +195,33 @@ def check_index(
             f"source {source!r}: the index {path} has schema {facts.get('schema')}, this version "
             f"reads {INDEX_SCHEMA}; run: {PREPARE_COMMAND}"
         )
+    if isinstance(shard, RemoteShard):
+        return facts
     if not shard.is_file():
         raise DataError(
             f"source {source!r}: shard {shard} is gone; put it back or correct the source's path"
         )
-    if not is_fresh(facts, shard):
-        stat = shard.stat()
-        raise DataError(
-            f"source {source!r}: the index of {shard} is stale: the shard has {stat.st_size} "
-            f"bytes and mtime {stat.st_mtime_ns}, the index was made for {facts['bytes']} bytes "
-            f"and mtime {facts['mtime_ns']}; run: {PREPARE_COMMAND}"
-        )
+    check_stamp(facts, shard, source=source, stamp=stamp_of(shard, remote=None))
     return facts
 
 
-def build_index(shard: Path, *, index_dir: str | None) -> IndexFacts:
-    """Index a shard and write the index. Raises DataError for anything that is not a whole, plain
-    tar with at least one sample."""
-    stat = shard.stat()
-    if stat.st_size == 0:
-        raise DataError(f"{shard} is empty (0 bytes); copy or write this shard again")
-    with shard.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as data:
-        columns, ignored, unreadable = _index_columns(data, shard)
-        digest = xxhash.xxh3_128_hexdigest(data)
+def check_stamp(facts: dict[str, Any], shard: Shard, *, source: str, stamp: Stamp) -> None:
+    """Raise DataError where the shard is not the one that was indexed."""
+    if not is_fresh(facts, stamp):
+        raise DataError(
+            f"source {source!r}: the index of {shard} is stale: the shard has {stamp.bytes} "
+            f"bytes and mtime {stamp.mtime_ns}, the index was made for {facts['bytes']} bytes "
+            f"and mtime {facts['mtime_ns']}; run: {PREPARE_COMMAND}"
+        )
+
+
+def build_index(
+    shard: Shard, data: mmap.mmap, *, stamp: Stamp, index_dir: str | None, keys: KeyRule
+) -> IndexFacts:
+    """Index a shard, mapped as ``data``, and write the index. Raises DataError for anything that is
+    not a whole, plain tar with at least one sample."""
+    columns, ignored, unreadable = _index_columns(data, shard, keys)
+    digest = xxhash.xxh3_128_hexdigest(data)
     samples = len(columns["key"])
     if samples == 0:
         raise DataError(
@@ -187,13 +230,14 @@ def build_index(shard: Path, *, index_dir: str | None) -> IndexFacts:
         )
     facts = IndexFacts(
         schema=INDEX_SCHEMA,
-        bytes=stat.st_size,
-        mtime_ns=stat.st_mtime_ns,
+        bytes=stamp.bytes,
+        mtime_ns=stamp.mtime_ns,
         xxh3_128=digest,
         samples=samples,
         members=sum(len(members) for members in columns["members"]),
         ignored=ignored,
         unreadable=unreadable,
+        keys=keys.value,
     )
     arrays = {
         "key": pa.array(columns["key"], pa.string()),
@@ -205,11 +249,13 @@ def build_index(shard: Path, *, index_dir: str | None) -> IndexFacts:
     return facts
 
 
-def _index_columns(data: Bytes, shard: Path) -> tuple[dict[str, list[Any]], int, int]:
+def _index_columns(
+    data: Bytes, shard: Shard, keys: KeyRule
+) -> tuple[dict[str, list[Any]], int, int]:
     columns: dict[str, list[Any]] = {
         name: [] for name in ("key", "key_digest", "content_digest", "members", "digests")
     }
-    named = _Named(scan_tar(data, shard=shard))
+    named = NamedMembers(scan_tar(data, shard=shard), keys=keys)
     unreadable = 0
     for key, group in groupby(named, key=lambda item: item[0]):
         members, sample = [], xxhash.xxh3_64()
@@ -218,7 +264,7 @@ def _index_columns(data: Bytes, shard: Path) -> tuple[dict[str, list[Any]], int,
             digest = xxhash.xxh3_64_intdigest(content)
             sample.update(f"{extension}:{member.size}:{digest:016x}".encode())
             columns["digests"].append(digest)
-            members.append(_member_row(extension, member, content))
+            members.append(member_row(extension, member, content))
             unreadable += bool(members[-1].reason)
         columns["key"].append(key)
         columns["key_digest"].append(xxhash.xxh3_64_intdigest(key.encode()))
@@ -227,23 +273,24 @@ def _index_columns(data: Bytes, shard: Path) -> tuple[dict[str, list[Any]], int,
     return columns, named.ignored, unreadable
 
 
-class _Named:
+class NamedMembers:
     """Members with their key and extension; counts those that have none."""
 
-    def __init__(self, members: Iterator[TarMember]) -> None:
-        self._members = members
+    def __init__(self, members: Iterable[TarMember], *, keys: KeyRule) -> None:
+        self._members, self._keys = members, keys
         self.ignored = 0
 
     def __iter__(self) -> Iterator[tuple[str, str, TarMember]]:
         for member in self._members:
-            parts = split_member(member.name)
+            parts = split_member(member.name, keys=self._keys)
             if parts is None or is_meta_member(member.name):
                 self.ignored += 1
             else:
                 yield *parts, member
 
 
-def _member_row(extension: str, member: TarMember, content: bytes) -> Member:
+def member_row(extension: str, member: TarMember, content: bytes) -> Member:
+    """A member as the index holds it; ``content``: its bytes."""
     width, height, reason, detail = 0, 0, "", ""
     if is_image_extension(extension):
         try:

@@ -4,15 +4,17 @@ read.
 In: a source's ``path`` and ``index_dir``. Out: sorted shard paths and the paths of index and
 token tables. Costs a directory listing. Pure naming otherwise: nothing here opens a shard. Member
 names are split as webdataset splits them (at the first dot of the base name, extension in lower
-case), so that a key means the same here as in any other tool.
+case), so that a key means the same here as in any other tool, unless the source says otherwise.
 """
 
 from __future__ import annotations
 
 import glob
+from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from vltrain.data.config import KeyRule
 from vltrain.errors import DataError
 
 INDEX_SCHEMA = 2
@@ -31,10 +33,43 @@ COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 PREPARE_COMMAND = "python launch/prepare.py <the same overrides as train>"
 
 
-def split_member(name: str) -> tuple[str, str] | None:
+@dataclass(frozen=True, order=True, slots=True)
+class RemoteShard:
+    """A shard behind a URL."""
+
+    url: str
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.url).name
+
+    def resolve(self) -> RemoteShard:
+        """Itself: a URL has one spelling."""
+        return self
+
+    def __str__(self) -> str:
+        return self.url
+
+
+Shard = Path | RemoteShard
+
+
+def is_url(path: str) -> bool:
+    """``s3://bucket/x.tar`` is; ``/shards/x.tar`` is not."""
+    return "://" in path
+
+
+def split_member(name: str, *, keys: KeyRule) -> tuple[str, str] | None:
     """``a/b.0.PNG`` -> ("a/b", "0.png"); None for a name without key or extension."""
     folder, slash, base = name.rpartition("/")
-    stem, dot, extension = base.partition(".")
+    if keys is KeyRule.first_dot:
+        stem, dot, extension = base.partition(".")
+    else:
+        stem, dot, extension = base.rpartition(".")
+        before, numbered, number = stem.rpartition(".")
+        is_number = bool(before and numbered) and number.isdecimal()
+        if keys is KeyRule.image_number and is_number and is_image_extension(extension.lower()):
+            stem, extension = before, f"{number}.{extension}"
     if not stem or not dot:
         return None
     return folder + slash + stem, extension.lower()
@@ -125,7 +160,7 @@ def _missing_message(source: str, path: str, missing: list[str], *, expected: in
     )
 
 
-def compressed_message(shard: Path, *, source: str | None = None) -> str:
+def compressed_message(shard: Shard, *, source: str | None = None) -> str:
     """The refusal of a compressed tar, with the command that mends it."""
     where = f"source {source!r}: " if source else ""
     return (
@@ -135,12 +170,15 @@ def compressed_message(shard: Path, *, source: str | None = None) -> str:
     )
 
 
-def index_folder(shard: Path, index_dir: str | None) -> Path:
+def index_folder(shard: Shard, index_dir: str | None) -> Path:
     """Where the index and token tables of a shard lie."""
-    return Path(index_dir) if index_dir is not None else shard.parent / INDEX_FOLDER
+    if index_dir is not None:
+        return Path(index_dir)
+    assert isinstance(shard, Path), f"{shard}: a remote source has an index_dir"
+    return shard.parent / INDEX_FOLDER
 
 
-def index_path(shard: Path, index_dir: str | None) -> Path:
+def index_path(shard: Shard, index_dir: str | None) -> Path:
     return index_folder(shard, index_dir) / f"{shard.name}.index.arrow"
 
 
@@ -149,5 +187,5 @@ def table_folder(folder: Path, key: str) -> Path:
     return folder / f"tokens-{key}"
 
 
-def table_path(shard: Path, index_dir: str | None, key: str) -> Path:
+def table_path(shard: Shard, index_dir: str | None, key: str) -> Path:
     return table_folder(index_folder(shard, index_dir), key) / f"{shard.name}.tokens.arrow"

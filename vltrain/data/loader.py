@@ -1,6 +1,8 @@
 """Planned steps in, micro-batches out, read and decoded by worker processes ahead of the trainer.
 
-The stock torch DataLoader does the work, with the plan itself as its sampler: an "index" is a
+Without worker processes a thread of this process reads ahead: decoding, resizing and what the
+trainer computes all leave the interpreter to the other meanwhile. The stock torch DataLoader does
+the work, with the plan itself as its sampler: an "index" is a
 MicroBatchPlan, so the order is the plan's whatever the number of workers. Workers are started by a
 fork server: forking this process beside initialised process groups and their threads can deadlock,
 and spawning imports everything once for each worker. The dataset is sent to the workers by pickle.
@@ -15,7 +17,9 @@ import itertools
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
+import queue
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -137,7 +141,8 @@ class StepLoader:
     """Iterates (StepPlan, its micro-batches of this rank).
 
     plan_steps is consumed lazily, at most ``prefetch_steps`` steps ahead of what is handed out
-    (rounded up to what keeps every worker busy). workers=0 reads in this process, nothing ahead.
+    (rounded up to what keeps every worker busy). workers=0 reads in a thread of this process; with
+    prefetch_steps=0 too, in the caller's own, nothing ahead.
     Leaving the loop early stops the workers. Signals that ask the run to stop do not reach them:
     what they read is still wanted.
     """
@@ -177,8 +182,9 @@ class StepLoader:
                     self._awaited = micros[0]
                 yield from micros
 
-        loader = self._loader(plans(), micros_per_step=len(first[1]))
-        batches = iter(loader)
+        batches: Any = iter(self._loader(plans(), micros_per_step=len(first[1])))
+        if not self._workers and self._prefetch_steps:
+            batches = _ReadAhead(batches, depth=self._prefetch_steps * len(first[1]))
         # Where nobody closes this generator: the interpreter's end waits for workers, and they are
         # deaf to its SIGTERM.
         stop = Finalize(None, _stop_workers, args=(batches,), exitpriority=10)
@@ -241,6 +247,52 @@ def _stop_workers(batches: Any) -> None:
     for worker in getattr(batches, "_workers", ()):
         if worker.is_alive():  # stuck in a read, and deaf to SIGTERM
             worker.kill()
+
+
+class _ReadAhead:
+    """What an iterator gives, fetched by a thread so many items ahead."""
+
+    def __init__(self, items: Iterator[Any], *, depth: int) -> None:
+        self._items = items
+        self._found: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=depth)
+        self._stopped = threading.Event()
+        self._ended = False
+        # A daemon: a read that hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._fetch, name="read-ahead", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> _ReadAhead:
+        return self
+
+    def __next__(self) -> Any:
+        if self._ended:
+            raise StopIteration
+        item, error = self._found.get()
+        if error is not None:
+            self._ended = True
+            raise error
+        return item
+
+    def _fetch(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                found: tuple[Any, BaseException | None] = next(self._items), None
+            except BaseException as error:  # noqa: BLE001  # for the thread that waits to raise
+                found = None, error
+            while not self._stopped.is_set():
+                try:
+                    self._found.put(found, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if found[1] is not None:
+                return
+
+    def _shutdown_workers(self) -> None:
+        """As torch's workers are ended. Waits for the read that is under way, not for one that
+        hangs."""
+        self._stopped.set()
+        self._thread.join(timeout=5.0)
 
 
 class _Located(Dataset):

@@ -23,10 +23,12 @@ class SourceReport:
     """Counts of one source.
 
     built_shards: indexed or measured by this run (the others were fresh). totals: by modality:
-    samples, pieces, tokens, supervised, image_tokens, images. excluded: records that cannot be
-    used, by reason. split: samples cut into several pieces. duplicate_keys, duplicate_contents:
-    samples beyond the first of each. ignored: members without key or extension. unreadable: image
-    members whose header cannot be read. histogram: pieces with 2**i <= tokens < 2**(i + 1).
+    samples, pieces, tokens, supervised, image_tokens, images. excluded: records that cannot be used
+    or are listed, by reason. unmatched: rows of the exclusion list that name no record. split:
+    samples cut into several pieces. duplicate_keys, duplicate_contents: samples beyond the first of
+    each. ignored: members without key or extension. unreadable: image members whose header cannot
+    be read. histogram: pieces with 2**i <= tokens < 2**(i + 1). image_sides: image members with
+    2**i <= longer side in pixels < 2**(i + 1).
     """
 
     name: str
@@ -37,12 +39,14 @@ class SourceReport:
     samples: int
     totals: dict[str, dict[str, int]]
     excluded: dict[str, int]
+    unmatched: int
     split: int
     duplicate_keys: int
     duplicate_contents: int
     ignored: int
     unreadable: int
     histogram: tuple[int, ...]
+    image_sides: tuple[int, ...]
 
     def summary(self) -> str:
         """One line."""
@@ -58,6 +62,7 @@ class SourceReport:
     def lines(self) -> list[str]:
         """The summary, and a line for everything out of the ordinary."""
         notes = {
+            "rows of the exclusion list that name no record": self.unmatched,
             "samples cut into several pieces": self.split,
             "duplicate keys": self.duplicate_keys,
             "duplicate contents": self.duplicate_contents,
@@ -67,13 +72,12 @@ class SourceReport:
         for modality, total in self.totals.items():
             if modality != self.modality.value:
                 notes[f"{modality} samples that this source does not draw"] = total["samples"]
-        tokens = {
-            f"{2**i}-{2 ** (i + 1) - 1}": count for i, count in enumerate(self.histogram) if count
-        }
+        sides = _counts(binned(self.image_sides))
         return [
             self.summary(),
             *(f"  {count:,} {what}" for what, count in notes.items() if count),
-            f"  tokens per piece: {_counts(tokens)}",
+            f"  tokens per piece: {_counts(binned(self.histogram))}",
+            *([f"  longer side of images, pixels: {sides}"] if sides else []),
         ]
 
     def as_json(self) -> dict[str, Any]:
@@ -98,13 +102,17 @@ def source_report(
     indexes: Sequence[IndexFacts],
     tables: Sequence[TableFacts],
     built_shards: int,
+    unmatched: int,
     opened: Iterable[ShardIndex],
 ) -> SourceReport:
     """Sum up a source's shards."""
     keys, contents = [], []
+    sides = np.zeros(32, dtype=np.int64)
     for index in opened:
         keys.append(index.key_digests)
         contents.append(index.content_digests)
+        longer = np.maximum(*index.image_sizes())
+        sides += np.bincount(np.log2(longer).astype(np.int64), minlength=len(sides))
     totals = {
         side: {what: sum(table.totals[side][what] for table in tables) for what in counts}
         for side, counts in tables[0].totals.items()
@@ -122,13 +130,20 @@ def source_report(
         samples=sum(table.samples for table in tables),
         totals=totals,
         excluded=dict(reasons.most_common()),
+        unmatched=unmatched,
         split=sum(table.split for table in tables),
         duplicate_keys=_duplicates(keys),
         duplicate_contents=_duplicates(contents),
         ignored=sum(index.ignored for index in indexes),
         unreadable=sum(index.unreadable for index in indexes),
         histogram=tuple(histogram.tolist()),
+        image_sides=tuple(np.trim_zeros(sides, "b").tolist()),
     )
+
+
+def binned(histogram: Sequence[int]) -> dict[str, int]:
+    """``32-63`` -> count, of the bins that hold something."""
+    return {f"{2**i}-{2 ** (i + 1) - 1}": count for i, count in enumerate(histogram) if count}
 
 
 def _duplicates(digests: list[np.ndarray]) -> int:

@@ -9,28 +9,49 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vltrain.data.columns import read_facts
-from vltrain.data.index import IndexFacts, ShardIndex, build_index, is_fresh, open_index
-from vltrain.data.layout import index_path, table_path
-from vltrain.data.sidecar import TableFacts, TableSpec, build_table, table_is_fresh
+from vltrain.data.config import KeyRule
+from vltrain.data.index import (
+    IndexFacts,
+    ShardIndex,
+    build_index,
+    index_keys,
+    is_fresh,
+    open_index,
+)
+from vltrain.data.layout import Shard, index_path, table_path
+from vltrain.data.remote import RemoteStore
+from vltrain.data.shardfile import mapped, stamp_of
+from vltrain.data.sidecar import (
+    TableFacts,
+    TableSpec,
+    build_table,
+    build_table_without,
+    table_is_fresh,
+)
 from vltrain.errors import DataError
 from vltrain.processing.encode import Encoder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardJob:
-    """One shard, with every table that some source needs of it."""
+    """One shard, with every table that some source needs of it. excluded: its listed keys, by the
+    digest of the list."""
 
-    shard: Path
+    shard: Shard
+    remote: RemoteStore | None
     index_dir: str | None
+    keys: KeyRule
     source: str
     specs: tuple[TableSpec, ...]
+    excluded: Mapping[str, frozenset[str]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,40 +106,67 @@ def _run_in_worker(job: ShardJob) -> ShardDone:
 def _run(job: ShardJob, encoders: Mapping[str, Encoder]) -> ShardDone:
     """Bring a shard's index and tables up to date."""
     try:
-        built = not is_fresh(read_facts(index_path(job.shard, job.index_dir)), job.shard)
-        if built:
-            build_index(job.shard, index_dir=job.index_dir)
-        index = open_index(job.shard, index_dir=job.index_dir, source=job.source)
-        tables, missing = {}, []
-        for spec in job.specs:
-            facts = read_facts(table_path(job.shard, job.index_dir, spec.key))
-            if facts is not None and table_is_fresh(facts, index.facts):
-                tables[spec.key] = TableFacts.from_json(facts)
-            else:
-                missing.append(spec)
-        if missing:
-            tables |= _build_tables(job, index, missing, encoders)
-    except DataError as error:
-        return ShardDone(tables={}, error=str(error))
-    return ShardDone(index=index.facts, tables=tables, built=built or bool(missing))
-
-
-def _build_tables(
-    job: ShardJob, index: ShardIndex, specs: list[TableSpec], encoders: Mapping[str, Encoder]
-) -> dict[str, TableFacts]:
-    with (
-        job.shard.open("rb") as stream,
-        mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as data,
-    ):
-        return {
-            spec.key: build_table(
+        stamp = stamp_of(job.shard, remote=job.remote)
+        present = read_facts(index_path(job.shard, job.index_dir))
+        built = not is_fresh(present, stamp) or index_keys(present) is not job.keys
+        # A table with an exclusion list is made from the whole one.
+        whole = dict.fromkeys(replace(spec, exclude="") for spec in job.specs)
+        with ExitStack() as stack:
+            data = None
+            if built:
+                data = stack.enter_context(mapped(job.shard, remote=job.remote))
+                build_index(job.shard, data, stamp=stamp, index_dir=job.index_dir, keys=job.keys)
+            index = open_index(job.shard, index_dir=job.index_dir, source=job.source)
+            tables, missing = _present_tables(job, index, whole)
+            if missing:
+                data = data or stack.enter_context(mapped(job.shard, remote=job.remote))
+                tables |= _build_tables(job, index, missing, encoders, data)
+        listed, without = _present_tables(job, index, [s for s in job.specs if s.exclude])
+        for spec in without:
+            listed[spec.key] = build_table_without(
                 job.shard,
                 index,
                 index_dir=job.index_dir,
-                source=job.source,
                 spec=spec,
-                encoder=encoders[spec.encoder],
-                read=lambda member: data[member.offset : member.offset + member.size],
+                whole=tables[replace(spec, exclude="").key],
+                keys=job.excluded[spec.exclude],
             )
-            for spec in specs
-        }
+        built = built or bool(missing or without)
+    except DataError as error:
+        return ShardDone(tables={}, error=str(error))
+    return ShardDone(index=index.facts, tables=tables | listed, built=built)
+
+
+def _present_tables(
+    job: ShardJob, index: ShardIndex, specs: Iterable[TableSpec]
+) -> tuple[dict[str, TableFacts], list[TableSpec]]:
+    """The tables that are there and fresh, by key, and the specs of the others."""
+    tables, missing = {}, []
+    for spec in specs:
+        facts = read_facts(table_path(job.shard, job.index_dir, spec.key))
+        if facts is not None and table_is_fresh(facts, index.facts):
+            tables[spec.key] = TableFacts.from_json(facts)
+        else:
+            missing.append(spec)
+    return tables, missing
+
+
+def _build_tables(
+    job: ShardJob,
+    index: ShardIndex,
+    specs: list[TableSpec],
+    encoders: Mapping[str, Encoder],
+    data: mmap.mmap,
+) -> dict[str, TableFacts]:
+    return {
+        spec.key: build_table(
+            job.shard,
+            index,
+            index_dir=job.index_dir,
+            source=job.source,
+            spec=spec,
+            encoder=encoders[spec.encoder],
+            read=lambda member: data[member.offset : member.offset + member.size],
+        )
+        for spec in specs
+    }

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ import xxhash
 
 from vltrain.batch import Learn, Modality, Origin, RecordKind
 from vltrain.data.columns import read_catalog, read_columns, write_columns
-from vltrain.data.config import SourceConfig
+from vltrain.data.config import KeyRule, SourceConfig
+from vltrain.data.exclusion import LISTED, read_exclusions
 from vltrain.data.index import IndexFacts, Member, ShardIndex
 from vltrain.data.layout import (
     PREPARE_COMMAND,
     TABLE_SCHEMA,
+    Shard,
     index_folder,
     table_folder,
     table_path,
@@ -40,12 +42,14 @@ COLUMNS = ("row", "start", *COUNTED)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableSpec:
-    """What a token table depends on besides the shard."""
+    """What a token table depends on besides the shard. exclude: digest of the exclusion list."""
 
     encoder: str
     kind: RecordKind
     fields: tuple[tuple[str, str], ...]
     learn: Learn | None
+    keys: KeyRule = KeyRule.first_dot
+    exclude: str = ""
 
     @property
     def key(self) -> str:
@@ -53,21 +57,31 @@ class TableSpec:
         return xxhash.xxh3_64_hexdigest(json.dumps([TABLE_SCHEMA, self.as_json()]).encode())
 
     def as_json(self) -> dict[str, Any]:
+        """What is not as usual alone is named, so that tables of before keep their key."""
+        rare: dict[str, Any] = {}
+        if self.keys is not KeyRule.first_dot:
+            rare["keys"] = self.keys.value
+        if self.exclude:
+            rare["exclude"] = self.exclude
         return {
             "encoder": self.encoder,
             "kind": self.kind.value,
             "fields": dict(self.fields),
             "learn": None if self.learn is None else self.learn.value,
+            **rare,
         }
 
 
 def table_spec(config: SourceConfig, *, encoder_digest: str) -> TableSpec:
-    """The spec of a source's table. Leaves that differ in modality alone share one."""
+    """The spec of a source's table. Leaves that differ in modality alone share one. Raises
+    DataError where its exclusion list cannot be read."""
     return TableSpec(
         encoder=encoder_digest,
         kind=config.kind,
         fields=tuple(sorted(config.fields.items())),
         learn=config.learn,
+        keys=config.keys,
+        exclude=read_exclusions(config.exclude).digest,
     )
 
 
@@ -123,7 +137,7 @@ class TableColumns:
 
 
 def build_table(
-    shard: Path,
+    shard: Shard,
     index: ShardIndex,
     *,
     index_dir: str | None,
@@ -161,6 +175,35 @@ def build_table(
     path = table_path(shard, index_dir, spec.key)
     arrays = {name: getattr(columns, name) for name in (*COLUMNS, "multimodal")}
     write_columns(path, arrays, facts=facts.as_json())
+    return facts
+
+
+def build_table_without(
+    shard: Shard,
+    index: ShardIndex,
+    *,
+    index_dir: str | None,
+    spec: TableSpec,
+    whole: TableFacts,
+    keys: frozenset[str],
+) -> TableFacts:
+    """Write the table of a spec with an exclusion list, from the whole one of ``replace(spec,
+    exclude="")``: no text is tokenised again. keys: listed records of this shard."""
+    columns = open_table(shard, index_dir=index_dir, spec=replace(spec, exclude=""))
+    known = {row.row for row in whole.excluded}
+    listed = [row for row in range(len(index)) if keys and index.key(row) in keys]
+    dropped = [
+        Excluded(row=row, key=index.key(row), reason=LISTED, detail="named by the exclusion list")
+        for row in listed
+        if row not in known
+    ]
+    kept = ~np.isin(columns.row, listed)
+    names = (*COLUMNS, "multimodal")
+    columns = TableColumns(**{name: getattr(columns, name)[kept] for name in names})
+    excluded = tuple(sorted((*whole.excluded, *dropped), key=lambda row: row.row))
+    facts = _facts(columns, index=index.facts, excluded=excluded)
+    arrays = {name: getattr(columns, name) for name in names}
+    write_columns(table_path(shard, index_dir, spec.key), arrays, facts=facts.as_json())
     return facts
 
 
@@ -209,7 +252,7 @@ def table_is_fresh(facts: dict[str, Any] | None, index: IndexFacts) -> bool:
 
 def find_tables(
     source: str,
-    shards: tuple[Path, ...],
+    shards: tuple[Shard, ...],
     indexes: tuple[IndexFacts, ...],
     *,
     index_dir: str | None,
@@ -235,7 +278,7 @@ def find_tables(
     return tuple(found)
 
 
-def open_table(shard: Path, *, index_dir: str | None, spec: TableSpec) -> TableColumns:
+def open_table(shard: Shard, *, index_dir: str | None, spec: TableSpec) -> TableColumns:
     """Map the columns of a shard's table."""
     columns = read_columns(table_path(shard, index_dir, spec.key))
     return TableColumns(**{name: columns.numbers(name) for name in (*COLUMNS, "multimodal")})

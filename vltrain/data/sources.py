@@ -14,9 +14,11 @@ from typing import Any, Generic, TypeVar
 
 from vltrain.data.columns import read_catalog
 from vltrain.data.config import SourceConfig
-from vltrain.data.index import IndexFacts, ShardIndex, check_index, open_index
-from vltrain.data.layout import find_shards, index_folder
+from vltrain.data.index import IndexFacts, ShardIndex, check_index, index_keys, open_index
+from vltrain.data.layout import PREPARE_COMMAND, Shard, index_folder
 from vltrain.data.records import check_fields
+from vltrain.data.remote import RemoteStore, source_shards
+from vltrain.errors import DataError
 
 _Opened = TypeVar("_Opened")
 OPEN_INDEXES = 256
@@ -61,10 +63,11 @@ class Source:
         name: str,
         *,
         config: SourceConfig,
-        shards: tuple[Path, ...],
+        shards: tuple[Shard, ...],
         indexes: tuple[IndexFacts, ...],
+        remote: RemoteStore | None = None,
     ) -> None:
-        self.name, self.config = name, config
+        self.name, self.config, self.remote = name, config, remote
         self.shards, self.indexes = shards, indexes
         self._opened = RecentlyUsed(self._open, capacity=OPEN_INDEXES)
 
@@ -76,11 +79,11 @@ class Source:
         return open_index(self.shards[shard], index_dir=self.config.index_dir, source=self.name)
 
 
-def open_source(name: str, config: SourceConfig) -> Source:
+def open_source(name: str, config: SourceConfig, *, remote: RemoteStore | None = None) -> Source:
     """Find and check the shards of a source. Raises DataError (no shards, no index, stale index)
-    and ConfigError (unknown field)."""
+    and ConfigError (unknown field; a URL, without ``remote``)."""
     check_fields(name, kind=config.kind, fields=config.fields)
-    shards = tuple(find_shards(name, config.path))
+    shards = tuple(source_shards(name, config, remote=remote))
     catalogs: dict[Path, dict[str, Any]] = {}
     facts = []
     for shard in shards:
@@ -89,5 +92,11 @@ def open_source(name: str, config: SourceConfig) -> Source:
             catalogs[folder] = (read_catalog(folder) or {}).get("shards", {})
         found = catalogs[folder].get(shard.name)
         found = check_index(found, shard, source=name, path=folder)
+        if index_keys(found) is not config.keys:
+            raise DataError(
+                f"source {name!r}: the index of {shard} was made with keys="
+                f"{index_keys(found).value}, the source has keys={config.keys.value}; run: "
+                f"{PREPARE_COMMAND}"
+            )
         facts.append(IndexFacts(**found))
-    return Source(name, config=config, shards=shards, indexes=tuple(facts))
+    return Source(name, config=config, shards=shards, indexes=tuple(facts), remote=remote)

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from vltrain.data.layout import compressed_message
+from vltrain.data.layout import Shard, compressed_message
 from vltrain.errors import DataError
 
 BLOCK = 512
@@ -39,7 +38,7 @@ class TarMember:
     size: int
 
 
-def scan_tar(data: Bytes, *, shard: Path) -> Iterator[TarMember]:
+def scan_tar(data: Bytes, *, shard: Shard) -> Iterator[TarMember]:
     """Every regular file of the tar. Raises DataError: not a tar, compressed, damaged, truncated,
     sparse members, or bytes after the end mark."""
     try:
@@ -50,7 +49,7 @@ def scan_tar(data: Bytes, *, shard: Path) -> Iterator[TarMember]:
         ) from error
 
 
-def _scan(data: Bytes, shard: Path) -> Iterator[TarMember]:
+def _scan(data: Bytes, shard: Shard) -> Iterator[TarMember]:
     position, long_name, pax = 0, None, {}
     while True:
         header = data[position : position + BLOCK]
@@ -88,13 +87,13 @@ def _scan(data: Bytes, shard: Path) -> Iterator[TarMember]:
             long_name, pax = None, {}
 
 
-def _truncated(shard: Path, size: int, detail: str) -> DataError:
+def _truncated(shard: Shard, size: int, detail: str) -> DataError:
     return DataError(
         f"{shard} is truncated: it has {size} bytes and {detail}; copy or write this shard again"
     )
 
 
-def _check_header(header: bytes, position: int, shard: Path) -> None:
+def _check_header(header: bytes, position: int, shard: Shard) -> None:
     stored = header[148:156].strip(b"\0 ")
     total = sum(header) - sum(header[148:156]) + 8 * ord(" ")
     if stored.isdigit() and int(stored, 8) == total:
@@ -111,7 +110,7 @@ def _check_header(header: bytes, position: int, shard: Path) -> None:
     )
 
 
-def _check_tail(data: Bytes, position: int, shard: Path) -> None:
+def _check_tail(data: Bytes, position: int, shard: Shard) -> None:
     """Only zeros may follow the end mark: tars put one after the other would be read in part
     only."""
     while position < len(data):

@@ -23,6 +23,7 @@ import xxhash
 from webdataset.writer import TarWriter
 
 from vltrain.batch import RecordKind
+from vltrain.data.config import KeyRule
 from vltrain.data.layout import CARD_NAME, CARD_SCHEMA, is_image_extension, split_member
 from vltrain.errors import DataError
 
@@ -196,7 +197,7 @@ def _write_tars(
 
 
 def _check_record(record: ShardRecord, *, kind: RecordKind) -> None:
-    if split_member(f"{record.key}.txt") != (record.key, "txt"):
+    if split_member(f"{record.key}.txt", keys=KeyRule.first_dot) != (record.key, "txt"):
         raise DataError(
             f"key {record.key!r} cannot be used: webdataset ends a key at the first dot of its "
             f"base name, and a key may not be empty"

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 
+from vltrain.data.layout import Shard
 from vltrain.data.pieces import PieceTable
 from vltrain.inspection.findings import Finding, Level
 from vltrain.inspection.sample_digests import digests_of, joined
@@ -71,7 +71,7 @@ def _same_shards(left: PieceTable, right: PieceTable) -> Finding | None:
     )
 
 
-def _first(paths: set[Path]) -> str:
+def _first(paths: set[Shard]) -> str:
     return str(min(paths)) + (", ..." if len(paths) > 1 else "")
 
 

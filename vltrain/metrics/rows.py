@@ -50,6 +50,7 @@ class StepRow:
     rank_imbalance: float | None = None  # planned work of the busiest rank over the mean of all
     routers: dict[str, Any] | None = None  # mixture of experts, over the layers that have them:
     # max_over_mean and entropy of the experts' loads, now and then the loads
+    bad_records: dict[str, int] | None = None  # of each source that has some, since the run began
 
     def to_line(self) -> str:
         """The row as one JSON line, newline included."""

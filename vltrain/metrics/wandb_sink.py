@@ -188,6 +188,7 @@ def wandb_metrics(summary: IntervalSummary) -> dict[str, float]:
         "ratio/language_target": row.language_share_target,
         "ratio/language_realised": row.language_share_realised,
         "holes": summary.holes,
+        **{f"bad_records/{source}": n for source, n in (row.bad_records or {}).items()},
         "skipped": summary.skipped,
         "throughput/tokens_per_second": summary.tokens_per_second,
         "throughput/images_per_second": summary.images_per_second,

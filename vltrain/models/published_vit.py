@@ -8,106 +8,107 @@ whole tower in memory (1.2 GB for ViT-L in fp32) while it is read.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from vltrain.errors import WeightsError
 from vltrain.models.config import ModelConfig, VitConfig
-from vltrain.models.layouts import PublishedDirectory
+from vltrain.models.published_directory import PublishedDirectory
 from vltrain.models.vit import VitTower, vit_config
 
 
 class PublishedVit:
-    """As ``PublishedDirectory``, for the part ``vit``.
+    """As ``PublishedDirectory``, for the part ``vit``. unknown: what the files hold of the tower
+    and the tower does not have (without shapes); other parts of a larger model are left alone.
 
-    Raises WeightsError where it is no directory of this tower.
+    Raises WeightsError where it is no directory of this tower, or cannot be read.
     """
 
     def __init__(self, directory: Path, *, config: VitConfig) -> None:
-        self.directory, self._config = directory, config
-        path = directory / "config.json"
-        if not path.is_file():
-            raise WeightsError(
-                f"{directory} is no published directory: it has no config.json. Expected what "
-                "save_pretrained writes: config.json and the weights"
-            )
-        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        self.directory = directory
+        self.settings = _settings(directory)
+        self.layout = str(self.settings.get("model_type"))
         family = config.model_type.removesuffix("_vision_model")
-        if model_type not in (config.model_type, family):
+        if self.layout not in (config.model_type, family):
             raise WeightsError(
-                f"{directory} has model_type {model_type!r}, but model.vit.model_type is "
+                f"{directory} has model_type {self.layout!r}, but model.vit.model_type is "
                 f"{config.model_type!r}"
             )
+        model, found = _loaded(directory, config)
+        self._state = {f"vit.model.{name}": t.detach() for name, t in model.state_dict().items()}
+        for name in found["missing_keys"]:
+            self._state.pop(f"vit.model.{name}", None)
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._state.items()}
+        for name, stored, _ in found["mismatched_keys"]:
+            self.shapes[f"vit.model.{name}"] = tuple(stored)
+        first_words = {name.partition(".")[0] for name, _ in model.named_parameters()}
+        self.unknown: dict[str, tuple[int, ...]] = {
+            key: ()
+            for key in sorted(found["unexpected_keys"])
+            if _inner_name(key, family).partition(".")[0] in first_words
+            and not key.endswith("position_ids")  # a count from 0 that older files hold
+        }
 
     def tensors(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
-        """(our full name, tensor as stored) of the tensors whose name is ``wanted``. One of another
-        shape than the tower's is given without its values."""
+        """(our full name, tensor as stored) of the tensors whose name is ``wanted``."""
         for name, tensor in self._state.items():
             if wanted(name):
                 yield name, tensor
 
-    def tensor(self, name: str) -> Tensor | None:
-        """One tensor as stored, by our full name; None where the directory has none of it."""
-        return self._state.get(name)
-
-    @functools.cached_property
-    def _state(self) -> dict[str, Tensor]:
-        with torch.device("meta"):
-            kind = type(VitTower(self._config, width=0).model)
-        try:
-            model, found = kind.from_pretrained(
-                self.directory,
-                config=vit_config(self._config),
-                dtype="auto",
-                local_files_only=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-            raise WeightsError(
-                f"{self.directory} cannot be read as {kind.__name__}: {str(error).splitlines()[0]}"
-            ) from error
-        self._refuse_unknown(found["unexpected_keys"], model)
-        state = {
-            f"vit.model.{name}": tensor.detach() for name, tensor in model.state_dict().items()
-        }
-        for name in found["missing_keys"]:
-            state.pop(f"vit.model.{name}", None)
-        for name, stored, _ in found["mismatched_keys"]:
-            state[f"vit.model.{name}"] = torch.empty(stored, device="meta")
-        return state
-
-    def _refuse_unknown(self, unexpected: set[str], model: torch.nn.Module) -> None:
-        """What the files hold of the tower and the tower does not have; other parts of a larger
-        model are left alone."""
-        first_words = {name.partition(".")[0] for name, _ in model.named_parameters()}
-        family = self._config.model_type.removesuffix("_vision_model")
-        unknown = []
-        for key in sorted(unexpected):
-            name = key
-            for prefix in ("vision_model.", f"{family}."):
-                name = name.removeprefix(prefix)
-            if name.partition(".")[0] in first_words and not name.endswith("position_ids"):
-                unknown.append(key)
-        if unknown:
-            raise WeightsError(
-                f"{self.directory} holds tensors that this tower does not have: "
-                f"{', '.join(unknown[:10])}{' ...' if len(unknown) > 10 else ''}. Do "
-                "model.vit.settings say what its config.json says?"
-            )
+    def tensor(self, name: str) -> Tensor:
+        """One tensor as stored, by our full name (among ``shapes``)."""
+        return self._state[name]
 
 
-def open_published(
-    directory: Path, *, config: ModelConfig, part: str
-) -> PublishedDirectory | PublishedVit:
-    """A published directory, opened for ``part``. Raises WeightsError where it does not fit."""
+Published = PublishedDirectory | PublishedVit
+
+
+def open_published(directory: Path, *, config: ModelConfig, part: str) -> Published:
+    """A published directory, opened for ``part``. Raises WeightsError where it cannot be read."""
     if part == "vit":
         assert config.vit is not None, "no vit in this model"
         return PublishedVit(directory, config=config.vit)
     return PublishedDirectory(directory, config=config)
+
+
+def _settings(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise WeightsError(
+            f"{directory} is no published directory: it has no config.json. Expected what "
+            "save_pretrained writes: config.json and the weights"
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _loaded(directory: Path, config: VitConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The tower as transformers reads it, and its report."""
+    with torch.device("meta"):
+        kind = type(VitTower(config, width=0).model)
+    try:
+        return kind.from_pretrained(
+            directory,
+            config=vit_config(config),
+            dtype="auto",
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise WeightsError(
+            f"{directory} cannot be read as {kind.__name__}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _inner_name(key: str, family: str) -> str:
+    """Without the name that a larger model gives the tower."""
+    for prefix in ("vision_model.", f"{family}."):
+        key = key.removeprefix(prefix)
+    return key

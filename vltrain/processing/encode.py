@@ -90,8 +90,10 @@ class Encoder:
     def encode(self, sample: Sample, *, learn: Learn | None = None) -> Example:
         """The whole sample, uncut.
 
-        Raises RecordFault: those of ``conversation.render``, ``image_mismatch``.
+        Raises RecordFault: those of ``conversation.render``, ``image_mismatch``, ``bad_tokens``.
         """
+        if sample.token_ids:
+            return self._given(sample.token_ids, origin=sample.origin)
         segments = render(
             sample.turns, system_prompt=self.rules.system_prompt, template=self.rules.template
         )
@@ -196,6 +198,30 @@ class Encoder:
         example = self._expand(segments, images=images, origin=origin, learn=Learn.answers)
         example.learned[:] = False
         return example
+
+    def _given(self, token_ids: Sequence[int], *, origin: Origin) -> Example:
+        """A document that came as token ids, between first and end token (which it may bring)."""
+        tokenizer = self.tokenizer
+        first, last = token_ids[0] == tokenizer.bos_id, token_ids[-1] == tokenizer.eos_id
+        inner = token_ids[int(first) : len(token_ids) - int(last)]
+        wrong = [i for i in inner if i >= tokenizer.vocab_size or i == tokenizer.image_id]
+        if wrong or not inner:
+            found = f"id {wrong[0]}" if wrong else "nothing between first and end token"
+            raise RecordFault(
+                "bad_tokens",
+                f"{found}; expected ids of text, 0 to {tokenizer.vocab_size - 1} but for the image "
+                f"token {tokenizer.image_id}",
+            )
+        none = np.zeros(0, dtype=np.int32)
+        ids = np.asarray([tokenizer.bos_id, *inner, tokenizer.eos_id], dtype=np.int32)
+        return Example(
+            origin=origin,
+            ids=ids,
+            learned=np.arange(len(ids)) > 0,
+            image_starts=none,
+            image_tokens=none,
+            images=(),
+        )
 
     def _expand(
         self,

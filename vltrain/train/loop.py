@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Protocol
 
@@ -65,7 +65,8 @@ class Hooks:
     only, the others on every rank."""
 
     row: Callable[[StepRow], None]
-    faults: Callable[[StepPlan, tuple[Fault, ...]], None]  # all ranks: the budget stops them all
+    # all ranks: the budget stops them all; bad records of each source so far
+    faults: Callable[[StepPlan, tuple[Fault, ...]], dict[str, int]]
     save: Callable[[Progress], None]  # all ranks (collective); may read and write on afterwards
     copied: Callable[[], None]  # wait until ``save`` has read what the next update changes
     save_failed: Callable[[], bool]  # whether such a write has ended badly on this rank
@@ -192,14 +193,14 @@ class Trainer:
         if agreed.stop is not None:
             self._stop(agreed.stop)
         self._hooks.doing(Doing.update, plan.step + 1)
-        self._hooks.faults(plan, agreed.faults)
+        bad_records = self._hooks.faults(plan, agreed.faults)
         rates = self._hooks.learning_rates(self.progress.step)
         outcome = self._update(micros, agreed, rates) if agreed.num_targets else None
         self._advance(plan, agreed, skipped=outcome is None or not outcome.finite)
         routed = self._hooks.routers(self.progress.step, outcome)
         if distributed.is_first():
             row = self._row(plan, agreed, outcome, rates, routed, begin=begin, waited=waited)
-            self._hooks.row(row)
+            self._hooks.row(replace(row, bad_records=bad_records))
         if outcome is not None and not outcome.finite:
             self._bear(outcome)
         elif outcome is not None:
