@@ -1,6 +1,7 @@
 """A run that is killed again and again, at random instants and inside saves, and goes on each time
-with another number of processes, ZeRO stage and micro-batch, is the run that was never stopped: the same batches, the same ledger, the same losses; and what it goes on from is never
-half a checkpoint."""
+with another number of processes, ZeRO stage and micro-batch, is the run that was never stopped: the
+same batches, the same ledger, the same losses; and what it goes on from is never half a
+checkpoint."""
 
 from __future__ import annotations
 
