@@ -134,19 +134,19 @@ class ShardIndex:
         """The members of a sample, in shard order."""
         first, end = int(self._bounds[row]), int(self._bounds[row + 1])
         (extensions, extension), (reasons, reason) = self._names
+        offset, size, width, height = (c[first:end].tolist() for c in self._numbers)
         return tuple(
             Member(
-                extensions[e],
-                *numbers,
-                reasons[r],
-                self._details[i].as_py() if reasons[r] else "",
+                extensions[name],
+                offset[i],
+                size[i],
+                width[i],
+                height[i],
+                reasons[why],
+                self._details[first + i].as_py() if reasons[why] else "",
             )
-            for i, e, r, *numbers in zip(
-                range(first, end),
-                extension[first:end].tolist(),
-                reason[first:end].tolist(),
-                *(column[first:end].tolist() for column in self._numbers),
-                strict=True,
+            for i, (name, why) in enumerate(
+                zip(extension[first:end].tolist(), reason[first:end].tolist(), strict=True)
             )
         )
 
