@@ -13,7 +13,7 @@ from vltrain.assemble.weights import masters_of
 from vltrain.checkpoint.handoff import HandOff, OriginKind, PartOrigin
 from vltrain.checkpoint.store import open_checkpoint
 from vltrain.engine.fragments import FragmentKind
-from vltrain.models.config import ModelConfig
+from vltrain.models.config import AdaptorConfig, ModelConfig
 
 NORM = "language.model.norm.weight"
 
@@ -61,3 +61,20 @@ def test_published_bf16_weights_are_in_the_module_as_they_are(tmp_path: Path) ->
     read = masters_of(origins, config=ModelConfig(), dtype=torch.bfloat16)
     assert read is not None
     assert read(NORM, FragmentKind.master, 0, 3) is None
+
+
+def test_the_necks_of_a_fresh_adaptor_begin_as_sams_not_as_its_bf16_copy(tmp_path: Path) -> None:
+    stored = torch.tensor([1.0001, 2.0002])
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "sam_vision_model"}))
+    save_file({"vision_encoder.neck.layer_norm1.weight": stored}, tmp_path / "model.safetensors")
+    sam = PartOrigin(part="sam", kind=OriginKind.published, path=tmp_path, digest=None)
+    fresh = PartOrigin(part="adaptor", kind=OriginKind.fresh, path=None, digest=None)
+    for own_neck, prefix in ((False, "adaptor.neck."), (True, "adaptor.sam_neck.")):
+        config = ModelConfig(adaptor=AdaptorConfig(train_sam_neck=own_neck))
+        origins = HandOff(predecessor=None, parts={"sam": sam, "adaptor": fresh})
+        read = masters_of(origins, config=config, dtype=torch.bfloat16)
+        assert read is not None
+        found = read(f"{prefix}layer_norm1.weight", FragmentKind.master, 1, 1)
+        assert found is not None
+        assert found.equal(stored[1:])
+        assert read("adaptor.alpha", FragmentKind.master, 0, 1) is None

@@ -27,7 +27,7 @@ def test_the_schema_has_what_was_promised(tmp_path: Path) -> None:
         *("schema", "created", "step", "finished", "stage", "run", "versions", "config_digest"),
         *("model_digest", "tokenizer_digest", "image_token_id", "geometry", "recipe_digest"),
         *("seed", "cursor", "chain_head", "counters", "parts", "params", "files", "world", "rng"),
-        *("digest", "metrics"),
+        *("digest", "metrics", "recipe", "data", "lineage"),
     }
     assert values["schema"] == 1
     assert set(values["parts"]["adaptor"]) == {"trained", "path", "digest", "tensors"}

@@ -14,6 +14,7 @@ from vltrain.batch import Role, StoredImage, Turn
 from vltrain.evaluate.results import read_points
 from vltrain.evaluate.subject import subject_of
 from vltrain.models.pixels import pixel_view
+from vltrain.models.published_directory import PublishedDirectory
 
 
 @pytest.fixture
@@ -87,6 +88,12 @@ def test_an_export_gives_the_same_logits_in_stock_transformers(
     target = tmp_path / "exported"
     ended = in_process("runs/demo/stage3", str(target), script="export")
     assert ended.code == 0, ended.err
+    card = (target / "README.md").read_text()
+    assert "| 1 align | adaptor |" in card
+    assert "| 3 finetune | adaptor, language, siglip |" in card
+    assert "| 3 | easy_vqa_what | conversation | multimodal |" in card
+    assert "| MIT | easy-VQA by Victor Zhou" in card
+    assert "| sam | sam | `" in card
     assert "is not empty" in refused("runs/demo/stage3", str(target), script="export")
 
     run = load_run(workspace / "runs/demo/stage3")
@@ -119,3 +126,25 @@ def test_an_export_gives_the_same_logits_in_stock_transformers(
     )
     batch = processor(text=text, images=[Image.open(picture)], return_tensors="pt")
     assert batch["input_ids"][0].tolist() == ids[0].tolist()
+
+
+def test_an_export_in_the_original_layout_is_read_again(
+    stages, in_process, workspace: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "original"
+    words = ("--format", "deepseek_vl", "--shard-size", "200KB")
+    checkpoint = sorted((stages.runs[3] / "checkpoints").iterdir())[-1]
+    ended = in_process(str(checkpoint), str(target), *words, script="export")
+    assert ended.code == 0, ended.err
+    assert len(list(target.glob("model-*.safetensors"))) > 3
+    assert "siglip.head.probe" in (target / "README.md").read_text()  # made: none was stored
+    run = load_run(workspace / "runs/demo/stage3")
+    published = PublishedDirectory(target, config=run.config.model)
+    for name, parameter in run.built.named_parameters():
+        assert torch.equal(published.tensor(name), parameter), name
+    for size in ("5", "0GB", "large"):
+        ended = in_process(
+            str(checkpoint), str(tmp_path / "x"), "--shard-size", size, script="export"
+        )
+        assert ended.code == 2
+        assert "expected a size such as 500MB or 5GB" in ended.err

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from vltrain.batch import IGNORE
 from vltrain.models.build import BuiltModel, build_model
 from vltrain.models.config import ModelConfig
+from vltrain.models.export_tokens import ExportTokens
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 IMAGE_ID = 3
@@ -108,6 +110,21 @@ def build() -> Callable[..., BuiltModel]:
 
 
 @pytest.fixture
+def export_tokens(tokenizer_directory: Path) -> ExportTokens:
+    """Of ``tokenizer_directory``."""
+    return ExportTokens(
+        directory=tokenizer_directory,
+        bos_token="<bos>",
+        bos_id=0,
+        eos_token="<eos>",
+        eos_id=1,
+        image_token="<image_placeholder>",
+        max_length=1024,
+        system_prompt="",
+    )
+
+
+@pytest.fixture
 def pack() -> Callable[..., Pack]:
     """``pack(config, [[(10, 1), (7, 0)], ...])``: rows of documents, each (text tokens, images);
     a document's images stand after its second token. Every text token but a document's first is a
@@ -149,6 +166,23 @@ def pack() -> Callable[..., Pack]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE: bos 0, eos 1, pad 2, image 3."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<bos>", "<eos>", "<pad>", "<image_placeholder>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(["User: what is it?\n\nAssistant: a cat"], trainer)
+    directory = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
 
 
 def _document(

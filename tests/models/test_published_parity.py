@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from vltrain.batch import IGNORE
-from vltrain.models.layouts import published_name
+from vltrain.models.layouts import published_tensors
 from vltrain.models.pixels import pixel_view
 from vltrain.models.published import hybrid_config, siglip_only_config
 
@@ -22,10 +22,16 @@ def _stock(built):
         stock = DeepseekVLForConditionalGeneration(siglip_only_config(config))
     else:
         stock = DeepseekVLHybridForConditionalGeneration(hybrid_config(config))
-    model_type = stock.config.model_type
-    state = {published_name(n, model_type=model_type): p for n, p in built.named_parameters()}
-    stock.load_state_dict({name: p.detach().clone() for name, p in state.items()}, strict=True)
+    state = dict(built.named_parameters())
+    theirs = _theirs(state, stock)
+    stock.load_state_dict({theirs[n]: p.detach().clone() for n, p in state.items()}, strict=True)
     return stock.eval()
+
+
+def _theirs(names, stock):
+    """Our name -> theirs."""
+    stored = published_tensors(names, layout=stock.config.model_type)
+    return {one.ours[0]: one.theirs for one in stored}
 
 
 def _pixels(config, images):
@@ -86,9 +92,10 @@ def test_loss_and_gradients(pair, pack):
         num_items_in_batch=torch.tensor(1),
         **_pixels(built.config, batch.images),
     ).loss.backward()
-    theirs = dict(stock.named_parameters())
+    gradients = {name: p.grad for name, p in stock.named_parameters()}
+    theirs = _theirs([name for name, _ in built.module.named_parameters()], stock)
     for name, parameter in built.module.named_parameters():
-        expected = theirs[published_name(name, model_type=stock.config.model_type)].grad
+        expected = gradients[theirs[name]]
         scale = expected.abs().max().clamp(min=1.0)  # key biases' true gradient is zero
         error = ((parameter.grad - expected).abs().max() / scale).item()
         assert error < 1e-5, f"{name}: {error}"

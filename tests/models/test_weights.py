@@ -72,6 +72,25 @@ def test_sam_loads_from_both_of_its_published_classes(tiny, tmp_path, whole):
         torch.testing.assert_close(parameter.detach(), state[f"vision_encoder.neck.{name}"])
 
 
+def test_the_second_neck_does_not_pass_through_sams_bf16(tiny, tmp_path):
+    """A frozen SAM is held in bf16; the adaptor that begins as its neck is not."""
+    stock = SamVisionModel(sam_vision_config(tiny.sam))
+    stock.save_pretrained(tmp_path)
+    built = build_model(
+        tiny,
+        trainable=["adaptor"],
+        freeze=[],
+        dtype=torch.float32,
+        frozen_dtype=torch.bfloat16,
+        device="cpu",
+        seed=0,
+    )
+    load_weights(built, directories={"sam": tmp_path})
+    expected = stock.vision_encoder.neck.conv2.weight
+    assert not torch.equal(expected, expected.bfloat16().float())
+    assert torch.equal(built.module.adaptor.neck.conv2.weight, expected)
+
+
 def test_sams_neck_goes_to_the_adaptor_that_trains_it(config_of, tmp_path):
     config = config_of("tiny", {"adaptor": {"train_sam_neck": True}})
     stock = SamVisionModel(sam_vision_config(config.sam))
@@ -138,7 +157,9 @@ def test_a_tensor_that_no_rule_names_is_an_error(tiny, tmp_path):
     LlamaForCausalLM(llama_config(tiny.language)).save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     save_file(load_file(file) | {"value_head.weight": torch.zeros(1)}, file)
-    with pytest.raises(WeightsError, match=r"a 'llama' does not have: value_head\.weight"):
+    with pytest.raises(
+        WeightsError, match=r"unexpected value_head\.weight \(1,\) \(no tensor of a 'llama'\)"
+    ):
         load_weights(_fresh(tiny), directories={"language": tmp_path})
 
 

@@ -1,7 +1,7 @@
-"""A trained run, loaded to be asked, evaluated or exported: one process, no engine.
+"""A trained run, found, and loaded to be asked or evaluated: one process, no engine.
 
 In: a run directory, or one of its checkpoints. Out: the model with every part in place, and the
-encoder that it was trained with. Memory: one copy of the weights.
+encoder that it was trained with. Memory: one copy of the weights (``find_run``: none).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from vltrain.assemble.datapath import build_encoder, open_tokenizer
 from vltrain.assemble.identity import expected_of
 from vltrain.assemble.weights import from_files, load_parts, trained_records
-from vltrain.checkpoint.handoff import check_same, continue_from, refuse_replaced
+from vltrain.checkpoint.handoff import HandOff, check_same, continue_from, refuse_replaced
 from vltrain.checkpoint.manifest import MANIFEST
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore, open_checkpoint
 from vltrain.errors import CheckpointError, ConfigError
@@ -23,6 +23,21 @@ from vltrain.models.build import BuiltModel, build_model
 from vltrain.models.trainable import parts_of
 from vltrain.processing.encode import Encoder
 from vltrain.runconfig import RunConfig, from_file, given_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundRun:
+    """A run whose config, tokenizer and checkpoint belong together; nothing of its weights is read.
+
+    directory: of the run. checkpoint: which of its checkpoints is meant. origins: where each part
+    lies.
+    """
+
+    directory: Path
+    config: RunConfig
+    checkpoint: Checkpoint
+    encoder: Encoder
+    origins: HandOff
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +51,14 @@ class LoadedRun:
     encoder: Encoder
 
 
-def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
-    """Load the newest checkpoint of a run, or the checkpoint that ``directory`` is.
+def find_run(directory: Path, *, overrides: Sequence[str] = ()) -> FoundRun:
+    """The newest checkpoint of a run, or the checkpoint that ``directory`` is.
 
     overrides: ``key=value`` words over the run's config; ``model.weights.PART`` names where a
     frozen part's weights are now, ``model.tokenizer`` the same for the tokenizer. Raises
     CheckpointError where there is no checkpoint, ConfigError where its model has tiles or experts,
-    ContractError where a frozen part's weights, the tokenizer or the model are not those that the
-    run was trained with.
+    ContractError where the tokenizer or the model is not the one that the run was trained with, or
+    the weights of a trained part would be replaced.
     """
     run_directory, checkpoint = _find(directory)
     config = from_file(run_directory / "config.yaml", overrides=overrides)
@@ -55,29 +70,40 @@ def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
         )
     encoder = build_encoder(config, open_tokenizer(config))
     check_same(checkpoint, expected=expected_of(config, encoder))
-    parts = parts_of(config.model)
-    recorded = trained_records(checkpoint)
     moved = _moved(config, from_file(run_directory / "config.yaml"))
-    for part in recorded:
+    for part in trained_records(checkpoint):
         refuse_replaced(checkpoint, part, override=moved.get(part))
-    origins = continue_from(checkpoint, weights=moved, parts=parts)
+    return FoundRun(
+        directory=run_directory,
+        config=config,
+        checkpoint=checkpoint,
+        encoder=encoder,
+        origins=continue_from(checkpoint, weights=moved, parts=parts_of(config.model)),
+    )
+
+
+def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
+    """Load what ``find_run`` finds. Raises what it raises, and ContractError where a frozen part's
+    weights are not those that the run was trained with."""
+    found = find_run(directory, overrides=overrides)
     built = build_model(
-        config.model,
+        found.config.model,
         trainable=(),
         freeze=(),
         dtype=torch.float32,
         frozen_dtype=torch.float32,
         device="cuda" if torch.cuda.is_available() else "cpu",
-        seed=config.run.seed,
-        unfilled=from_files(origins),
+        seed=found.config.run.seed,
+        unfilled=from_files(found.origins),
     )
-    load_parts(built, origins, trainable=(), recorded=recorded)
+    recorded = trained_records(found.checkpoint)
+    load_parts(built, found.origins, trainable=(), recorded=recorded)
     return LoadedRun(
-        directory=run_directory,
-        config=config,
-        checkpoint=checkpoint,
+        directory=found.directory,
+        config=found.config,
+        checkpoint=found.checkpoint,
         built=built,
-        encoder=encoder,
+        encoder=found.encoder,
     )
 
 

@@ -21,6 +21,7 @@ from vltrain.assemble import routers
 from vltrain.assemble.datapath import DataPath, step_loader, work_cost
 from vltrain.assemble.frozen import FrozenDigests, frozen_digests, refuse_changed, summarise
 from vltrain.assemble.identity import CONFIG, Identity
+from vltrain.assemble.provenance import data_record, recipe_record
 from vltrain.assemble.recording import Recording
 from vltrain.assemble.shapes import model_shape
 from vltrain.batch import Fault, StepPlan
@@ -63,6 +64,7 @@ class Training:
         records: Mapping[str, PartRecord],
         digests: Mapping[str, Mapping[str, str]],
         params: Mapping[str, ParamRecord],
+        lineage: Sequence[dict[str, Any]],
         resumed: Checkpoint | None,
         cursor: Mapping[str, Any] | None,
     ) -> None:
@@ -80,6 +82,8 @@ class Training:
         self._records = dict(records)
         self._digests = digests
         self._params = dict(params)
+        self._lineage = list(lineage)
+        self._data_record = data_record(config)
         self._shape = model_shape(config.model)
         self._cost = work_cost(config)
         self._stop = StopRequest()
@@ -285,6 +289,9 @@ class Training:
             parts=self._records,
             params=self._params,
             metrics={"loss": progress.nats / progress.targets} if progress.targets else {},
+            recipe=recipe_record(config),
+            data=self._data_record,
+            lineage=self._lineage,
             world={"size": distributed.world_size(), "zero_stage": config.engine.zero_stage},
             versions=versions(),
         )

@@ -19,6 +19,7 @@ from vltrain import distributed
 from vltrain.assemble import routers
 from vltrain.assemble.datapath import DataPath, open_data
 from vltrain.assemble.identity import Identity, expected_of, model_digest, refuse_other
+from vltrain.assemble.provenance import lineage
 from vltrain.assemble.recording import Recording, show_masked_examples
 from vltrain.assemble.stage_run import Training, updates_in
 from vltrain.assemble.weights import (
@@ -113,6 +114,7 @@ def assemble_training(
         records=records,
         digests=digests,
         params=params,
+        lineage=lineage(resumed, predecessor=origins.predecessor),
         resumed=resumed,
         cursor=_cursor(data, resumed, accepted),
     )

@@ -21,10 +21,11 @@ from vltrain.engine.fragments import FragmentKind, Read
 from vltrain.errors import ConfigError
 from vltrain.models.build import BuiltModel
 from vltrain.models.config import ModelConfig
-from vltrain.models.layouts import PublishedDirectory
+from vltrain.models.published_directory import PublishedDirectory
 from vltrain.models.trainable import part_of
 from vltrain.models.weights import (
     load_weights,
+    neck_source,
     part_digest,
     published_digests,
     tensor_digests,
@@ -113,7 +114,8 @@ def refuse_unasked_random(
 def masters_of(origins: HandOff, *, config: ModelConfig, dtype: torch.dtype) -> Read | None:
     """Reader of the fp32 masters of what a stage starts with, None where the module's own copy, in
     ``dtype``, is as good: what a checkpoint or a published file holds in fp32 must not pass through
-    bf16. A tensor that the predecessor kept frozen has no master; its value is in the module."""
+    bf16. A tensor that the predecessor kept frozen has no master; its value is in the module. The
+    necks of a fresh adaptor have SAM's (see ``neck_source``)."""
     inside = {p for p, origin in origins.parts.items() if origin.kind is OriginKind.checkpoint}
     reader = origins.predecessor.reader() if origins.predecessor is not None and inside else None
     published = {
@@ -124,14 +126,19 @@ def masters_of(origins: HandOff, *, config: ModelConfig, dtype: torch.dtype) -> 
     }
     if reader is None and not published:
         return None
+    fresh_adaptor = "adaptor" in origins.parts and (
+        origins.parts["adaptor"].kind is OriginKind.fresh
+    )
 
     def read(name: str, kind: FragmentKind, offset: int, count: int) -> torch.Tensor | None:
-        part = part_of(name)
+        source = neck_source(name, config=config) if fresh_adaptor else None
+        part, stored = ("sam", source) if source is not None else (part_of(name), name)
         if part in inside and reader is not None and reader.holds(name, kind):
             return reader(name, kind, offset, count)
-        if part in published and kind is FragmentKind.master:
-            tensor = published[part].tensor(name)
-            if tensor is not None and tensor.dtype.itemsize > dtype.itemsize:
+        directory = published.get(part)
+        if directory is not None and stored in directory.shapes and kind is FragmentKind.master:
+            tensor = directory.tensor(stored)
+            if tensor.dtype.itemsize > dtype.itemsize:
                 return tensor.flatten()[offset : offset + count].float()
         return None
 

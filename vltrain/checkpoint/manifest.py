@@ -78,9 +78,10 @@ class Manifest:
     step: updates made in this stage. finished: this is the stage's end. stage: number, name,
     policy. run: name, dir, wandb_id. geometry: what decides the tokens of an image. cursor: the
     plan's position (None: the start). counters: sums so far. world: size, zero_stage. metrics:
-    loss (training, since the checkpoint before), for retention. rng: unused, the states are in a
-    file of each rank's own. fragments and files are filled in by the store. digest: of the
-    manifest's own text, to find damage inside it.
+    loss (training, since the checkpoint before), for retention. recipe, data: numbers of the
+    stage's recipe, and its sources with their licences; lineage: the same of the stages before.
+    rng: unused, the states are in a file of each rank's own. fragments and files are filled in by
+    the store. digest: of the manifest's own text, to find damage inside it.
     """
 
     created: str
@@ -102,6 +103,9 @@ class Manifest:
     params: dict[str, ParamRecord]
     world: dict[str, Any]
     metrics: dict[str, float] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lineage: list[dict[str, Any]] = field(default_factory=list)
     rng: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     fragments: tuple[FragmentRecord, ...] = ()

@@ -134,20 +134,28 @@ class ShardIndex:
         """The members of a sample, in shard order."""
         first, end = int(self._bounds[row]), int(self._bounds[row + 1])
         (extensions, extension), (reasons, reason) = self._names
-        offset, size, width, height = (c[first:end].tolist() for c in self._numbers)
+        offset, size, width, height = (column[first:end].tolist() for column in self._numbers)
+        found = zip(
+            extension[first:end].tolist(),
+            offset,
+            size,
+            width,
+            height,
+            reason[first:end].tolist(),
+            range(first, end),
+            strict=True,
+        )
         return tuple(
             Member(
-                extensions[name],
-                offset[i],
-                size[i],
-                width[i],
-                height[i],
-                reasons[why],
-                self._details[first + i].as_py() if reasons[why] else "",
+                extensions[e],
+                o,
+                n,
+                w,
+                h,
+                reasons[r],
+                self._details[i].as_py() if reasons[r] else "",
             )
-            for i, (name, why) in enumerate(
-                zip(extension[first:end].tolist(), reason[first:end].tolist(), strict=True)
-            )
+            for e, o, n, w, h, r, i in found
         )
 
 

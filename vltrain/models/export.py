@@ -1,148 +1,193 @@
-"""Our weights as a published directory that stock transformers loads.
+"""Our weights as a published directory: for stock transformers, or as the original release.
 
-In: config, a state of all parts under our full names, and a tokenizer directory. Out: a directory
-for ``AutoModelForImageTextToText`` and ``AutoProcessor``: config.json, generation_config.json,
-safetensors, tokenizer, processor. Cost: one copy of the state on disk; the class is made on the
-meta device.
+In: the model's config, a source of its tensors under our full names, a tokenizer directory. Out:
+config, weights in shards, tokenizer, processor. Memory: one published tensor at a time, and what it
+is stacked of; no model is built but on the meta device. config.json is written last, so that an
+export that was cut short is not taken for a whole one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForImageTextToText,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
-from transformers.image_utils import PILImageResampling
-from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import (
-    DeepseekVLImageProcessorPil,
-)
-from transformers.models.deepseek_vl.processing_deepseek_vl import DeepseekVLProcessor
-from transformers.models.deepseek_vl_hybrid.image_processing_pil_deepseek_vl_hybrid import (
-    DeepseekVLHybridImageProcessorPil,
-)
-from transformers.models.deepseek_vl_hybrid.processing_deepseek_vl_hybrid import (
-    DeepseekVLHybridProcessor,
-)
 
 from vltrain.errors import WeightsError
+from vltrain.models.build import build_model
 from vltrain.models.config import ModelConfig
-from vltrain.models.layouts import published_name
-from vltrain.models.published import hybrid_config, siglip_only_config
+from vltrain.models.export_original import OriginalRelease
+from vltrain.models.export_tokens import ExportTokens
+from vltrain.models.export_transformers import StockTransformers
+from vltrain.models.layouts import Stored, is_unused, published_tensors
+from vltrain.models.shards import write_shards
+from vltrain.models.trainable import PARTS, part_of
 
-# The template of ``processing.conversation``. transformers adds no first token with
-# this kind of tokenizer, so the template does.
-CHAT_TEMPLATE = (
-    "{{ bos_token "
-    "}}{% for message in messages %}{% set content %}{% if message['content'] is string %}{{ "
-    "message['content'] "
-    "}}{% else %}{% for item in message['content'] %}{% if item['type'] == 'image' %}{{ "
-    "image_token }}{% else %}{{ item['text'] "
-    "}}{% endif %}{% endfor %}{% endif %}{% endset %}{% if message['role'] == 'system' %}{{ "
-    "content | trim }}{{ '\n\n' }}{% elif message['role'] == 'user' %}{{ 'User: ' }}{{ content | "
-    "trim }}{{ '\n\n' }}{% else %}{{ 'Assistant: ' }}{{ content | trim }}{{ eos_token "
-    "}}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
+SHOWN = 10
+"""Tensors that a message shows."""
 
 
-def export_transformers(
+class ExportFormat(str, Enum):
+    transformers = "transformers"  # AutoModelForImageTextToText and AutoProcessor
+    deepseek_vl = "deepseek_vl"  # the original release: model_type multi_modality
+
+
+_FORMATS: dict[ExportFormat, StockTransformers | OriginalRelease] = {
+    ExportFormat.transformers: StockTransformers(),
+    ExportFormat.deepseek_vl: OriginalRelease(),
+}
+
+
+class WeightSource(Protocol):
+    """shapes: of every tensor there is, by our full name; unused ones may be among them."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    def tensor(self, name: str) -> Tensor: ...
+
+
+class StateSource:
+    """A state that is in memory."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._state = state
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        return self._state[name]
+
+
+def export_model(
     directory: str | Path,
     *,
+    kind: ExportFormat,
     config: ModelConfig,
-    state: Mapping[str, Tensor],
-    tokenizer_directory: str | Path,
-    bos_token: str,
-    eos_token: str,
-) -> None:
-    """Write ``state`` (all parts, our full names) as a published directory.
+    source: WeightSource,
+    tokens: ExportTokens,
+    dtype: torch.dtype,
+    shard_bytes: int,
+) -> tuple[str, ...]:
+    """Write the directory. Returns the unused tensors (our names) that the format has and
+    ``source`` lacks: they are written as ``neutral`` values.
 
-    Raises WeightsError if ``state`` is not exactly the model's parameters, or there is no
-    tokenizer.
+    Raises WeightsError if ``source`` is not exactly the model's parameters, there is no tokenizer,
+    or the format has no place for this kind of model.
     """
     directory = Path(directory)
-    model = _empty_model(config, dtype=next(iter(state.values())).dtype)
-    renamed = {
-        published_name(name, model_type=model.config.model_type): tensor.detach().cpu().contiguous()
-        for name, tensor in state.items()
-    }
-    expected = set(model.state_dict())
-    if renamed.keys() != expected:
+    _check(directory, expected=parameter_shapes(config), found=source.shapes)
+    tokens.check()
+    kept = {name: shape for name, shape in source.shapes.items() if is_unused(name)}
+    plan = plan_export(kind, config=config, kept=kept)
+
+    def own(name: str) -> Tensor:
+        made = plan.neutral.get(name)
+        return source.tensor(name) if made is None else neutral(name, shape=made)
+
+    directory.mkdir(parents=True, exist_ok=True)
+    write_shards(
+        directory,
+        shapes=plan.shapes,
+        read=lambda theirs: _stored_tensor(plan.stored[theirs], own),
+        dtype=dtype,
+        shard_bytes=shard_bytes,
+    )
+    chosen = _FORMATS[kind]
+    chosen.write_processor(directory, config=config, tokens=tokens)
+    settings = chosen.settings(config, tokens=tokens, dtype=dtype, unused=plan.unused)
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    (directory / "config.json").write_text(text, encoding="utf-8")
+    return tuple(plan.neutral)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportPlan:
+    """What an export writes. stored, shapes: by published name. unused: our names of the unused
+    tensors among them, with shapes; neutral: those of them that nothing stored."""
+
+    stored: dict[str, Stored]
+    shapes: dict[str, tuple[int, ...]]
+    unused: dict[str, tuple[int, ...]]
+    neutral: dict[str, tuple[int, ...]]
+
+
+def plan_export(
+    kind: ExportFormat, *, config: ModelConfig, kept: Mapping[str, tuple[int, ...]]
+) -> ExportPlan:
+    """Names and shapes of an export; nothing is read. kept: unused tensors that are there, by our
+    names. Raises WeightsError where the format has no place for this kind of model."""
+    chosen = _FORMATS[kind]
+    unused = chosen.unused(config, kept=kept)
+    own = {**parameter_shapes(config), **unused}
+    stored = {one.theirs: one for one in published_tensors(own, layout=chosen.layout(config))}
+    return ExportPlan(
+        stored=stored,
+        shapes={theirs: _stored_shape(one, own) for theirs, one in stored.items()},
+        unused=unused,
+        neutral={name: shape for name, shape in unused.items() if kept.get(name) != shape},
+    )
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter of the model by its full name, part by part. Allocates nothing."""
+    built = build_model(
+        config,
+        trainable=(),
+        freeze=(),
+        dtype=torch.float32,
+        frozen_dtype=torch.float32,
+        device="meta",
+        seed=0,
+    )
+    named = sorted(built.named_parameters(), key=lambda one: PARTS.index(part_of(one[0])))
+    return {name: tuple(parameter.shape) for name, parameter in named}
+
+
+def neutral(name: str, *, shape: tuple[int, ...]) -> Tensor:
+    """What stands for an unused tensor that nothing stored: ones for a norm's weight, else
+    zeros."""
+    return torch.ones(shape) if name.endswith("norm.weight") else torch.zeros(shape)
+
+
+def _check(
+    directory: Path,
+    *,
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+) -> None:
+    faults = [f"missing {name} {shape}" for name, shape in expected.items() if name not in found]
+    faults += [
+        f"unexpected {name} {shape}"
+        for name, shape in found.items()
+        if name not in expected and not is_unused(name)
+    ]
+    faults += [
+        f"mis-shaped {name}: found {found[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    if faults:
+        more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise WeightsError(
-            f"cannot export to {directory}: missing {sorted(expected - renamed.keys())[:5]}, "
-            f"unexpected {sorted(renamed.keys() - expected)[:5]}; give the state of every part"
+            f"cannot export to {directory}: the weights are not those of the model:\n  "
+            + "\n  ".join(faults[:SHOWN])
+            + more
+            + "\nExport with the config that the run was trained with"
         )
-    tokenizer = _tokenizer(
-        config, Path(tokenizer_directory), bos_token=bos_token, eos_token=eos_token
-    )
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-    )
-    model.save_pretrained(directory, state_dict=renamed, max_shard_size="5GB")
-    _processor(config, tokenizer).save_pretrained(directory)
 
 
-def _empty_model(config: ModelConfig, *, dtype: torch.dtype) -> PreTrainedModel:
-    """The published class on the meta device: its names, its config.json, no memory."""
-    record = siglip_only_config(config) if config.sam is None else hybrid_config(config)
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(record, dtype=dtype)
+def _stored_shape(stored: Stored, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    own = [shapes[name] for name in stored.ours]
+    if stored.leading_one:
+        return (1, *own[0])
+    return (sum(shape[0] for shape in own), *own[0][1:]) if len(own) > 1 else own[0]
 
 
-def _tokenizer(
-    config: ModelConfig, directory: Path, *, bos_token: str, eos_token: str
-) -> PreTrainedTokenizerFast:
-    file = directory / "tokenizer.json"
-    if not file.is_file():
-        raise WeightsError(
-            f"cannot export: {directory} has no tokenizer.json. Set model.tokenizer to the "
-            "directory that the run was trained with"
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_file=str(file),
-        bos_token=bos_token,
-        eos_token=eos_token,
-        pad_token=eos_token,
-        extra_special_tokens={"image_token": config.image_token},
-        padding_side="left",
-        model_max_length=config.language.max_positions,
-    )
-
-
-def _processor(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerFast
-) -> DeepseekVLHybridProcessor | DeepseekVLProcessor:
-    """Image views as published: padded square in bicubic, low view from it in bilinear."""
-    low = {"height": config.siglip.image_size, "width": config.siglip.image_size}
-    if config.sam is None:
-        return DeepseekVLProcessor(
-            DeepseekVLImageProcessorPil(
-                size=low,
-                image_mean=config.siglip_mean,
-                image_std=config.siglip_std,
-                do_convert_rgb=True,
-            ),
-            tokenizer,
-            chat_template=CHAT_TEMPLATE,
-            num_image_tokens=config.tokens_per_image,
-        )
-    images = DeepseekVLHybridImageProcessorPil(
-        size=low,
-        resample=PILImageResampling.BILINEAR,
-        high_res_size={"height": config.sam.image_size, "width": config.sam.image_size},
-        high_res_image_mean=config.sam_mean,
-        high_res_image_std=config.sam_std,
-        image_mean=config.siglip_mean,
-        image_std=config.siglip_std,
-        do_convert_rgb=True,
-    )
-    return DeepseekVLHybridProcessor(
-        images, tokenizer, chat_template=CHAT_TEMPLATE, num_image_tokens=config.tokens_per_image
-    )
+def _stored_tensor(stored: Stored, own: Callable[[str], Tensor]) -> Tensor:
+    tensors = [own(name) for name in stored.ours]
+    tensor = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+    return tensor[None] if stored.leading_one else tensor

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 
 from vltrain.errors import ConfigError
 from vltrain.models.config import ModelConfig
-from vltrain.models.layouts import published_name
+from vltrain.models.layouts import published_tensors
 from vltrain.models.published import llama_config
 from vltrain.models.vision import sam_vision_config, siglip_vision_config
 
@@ -29,8 +29,8 @@ def export_part(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     renamed = {
-        published_name(name, model_type=record.model_type): tensor.detach().cpu().contiguous()
-        for name, tensor in state.items()
+        stored.theirs: state[stored.ours[0]].detach().cpu().contiguous()
+        for stored in published_tensors(state, layout=record.model_type)
     }
     save_file(renamed, directory / "model.safetensors", metadata={"format": "pt"})
     record.save_pretrained(directory)

@@ -6,8 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from omegaconf import MISSING
-
 
 class Scoring(str, Enum):
     """How a router's logits become scores."""
@@ -43,13 +41,13 @@ class MlaConfig:
 
 @dataclass
 class MoeConfig:
-    """Mixture of experts (DeepSeek-VL2 Table 1; routing is not grouped in any variant)."""
+    """Mixture of experts, by default DeepSeek-VL2-Small's (Table 1; none routes in groups)."""
 
-    experts: int = MISSING
+    experts: int = 64
     per_token: int = 6
     shared: int = 2
     """Experts that every token sees, computed as one of so many times the width."""
-    ffn: int = MISSING
+    ffn: int = 1408
     """Of one expert; ``language.ffn`` is the dense layers'."""
     dense_layers: int = 1
     """The first layers, which have no experts."""

@@ -1,14 +1,15 @@
 """Published weights into our parts, every tensor accounted for; and what identifies a weight.
 
-In: published directories by part (see ``layouts``). Out: the parameters of those parts, cast to the
-part's type, one whole tensor in memory at a time. Digests are xxh3-128 over type,
-shape and bytes: they prove that frozen parts did not change and tie a run to the base weights
-that it started from.
+In: published directories by part (see ``published_directory``). Out: the parameters of those parts,
+cast to the part's type, one stored tensor in memory at a time (a file at a time where it cannot be
+mapped). Nothing is filled before everything was found to fit. Digests are xxh3-128 over type, shape
+and bytes: they prove that frozen parts did not change and tie a run to the base weights that it
+started from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,33 +17,72 @@ import xxhash
 from torch import Tensor
 
 from vltrain.errors import WeightsError
-from vltrain.models.adaptor import HybridAdaptor
 from vltrain.models.build import BuiltModel
 from vltrain.models.config import ModelConfig
-from vltrain.models.layouts import PublishedDirectory
-from vltrain.models.trainable import part_of
+from vltrain.models.layouts import is_unused, place_own_neck
+from vltrain.models.published_directory import PublishedDirectory
+from vltrain.models.published_settings import setting_differences
+from vltrain.models.trainable import part_of, parts_of
+
+SHOWN = 10
+"""Tensors of one kind of fault that a message shows."""
 
 
 def load_weights(built: BuiltModel, *, directories: Mapping[str, str | Path]) -> None:
     """Copy published weights into the parts that ``directories`` names (part -> directory).
 
-    An adaptor without a directory of its own starts its second neck from the SAM that is loaded,
-    and SAM's own neck too where it trains that. Raises WeightsError naming every tensor that is
-    missing, unexpected or of another shape.
+    An adaptor without a directory of its own takes its second neck from SAM's directory (see
+    ``neck_source``). Raises WeightsError naming every tensor, of all directories, that is missing,
+    unexpected or of another shape, and every setting that makes it another model.
     """
-    fresh_adaptor = "sam" in directories and "adaptor" not in directories
+    parts_at: dict[Path, list[str]] = {}
     for part, directory in directories.items():
-        expected = {name: (name,) for name in built.part_state(part)}
-        if part == "sam" and fresh_adaptor and isinstance(built.module.adaptor, HybridAdaptor):
-            expected |= _necks(built.part_state("adaptor"), sam=expected)
-        _load(built, part=part, directory=Path(directory), expected=expected)
+        parts_at.setdefault(Path(directory), []).append(part)
+    fresh_adaptor = "adaptor" not in directories
+    shapes = {name: tuple(p.shape) for name, p in built.named_parameters()}
+    opened: list[tuple[PublishedDirectory, dict[str, list[str]]]] = []
+    faults: list[str] = []
+    for directory, parts in parts_at.items():
+        published = PublishedDirectory(directory, config=built.config)
+        necks = shapes if fresh_adaptor and "sam" in parts else ()
+        targets = _targets(shapes, parts=parts, necks=necks, config=built.config)
+        expected = {name: shapes[filled[0]] for name, filled in targets.items()}
+        found = _faults(published, expected, parts=parts, config=built.config)
+        if found:
+            named = ", ".join(map(repr, parts))
+            faults.append(
+                f"{directory} does not fit part{'s' if len(parts) > 1 else ''} {named} of model "
+                f"{built.config.name!r}:\n  " + "\n  ".join(found)
+            )
+        opened.append((published, targets))
+    if faults:
+        raise WeightsError(
+            "\n".join(faults)
+            + "\nGive model.weights.PART a directory of this shape, or choose another model"
+        )
+    for published, targets in opened:
+        for name, tensor in published.tensors(targets.__contains__):
+            for target in targets[name]:
+                built.fill(target, tensor)
+            del tensor  # before the next is read
+
+
+def neck_source(name: str, *, config: ModelConfig) -> str | None:
+    """The name under which SAM's directory holds what an adaptor parameter begins with where the
+    adaptor has no weights of its own: both necks of the adaptor begin as SAM's. None for others."""
+    for prefix in ("adaptor.neck.", "adaptor.sam_neck."):
+        if name.startswith(prefix):
+            return place_own_neck(f"sam.neck.{name.removeprefix(prefix)}", config=config)
+    return None
 
 
 def published_digests(config: ModelConfig, *, part: str, directory: str | Path) -> dict[str, str]:
     """``tensor_digests`` of a part as it is stored in a published directory, whatever type a run
     casts it to: what a manifest records of a base weight."""
     published = PublishedDirectory(Path(directory), config=config)
-    return tensor_digests(published.tensors(lambda name: part_of(name) == part))
+    return tensor_digests(
+        published.tensors(lambda name: part_of(name) == part and not is_unused(name))
+    )
 
 
 def tensor_digests(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
@@ -64,38 +104,51 @@ def part_digest(digests: Mapping[str, str]) -> str:
     return xxhash.xxh3_128(lines.encode()).hexdigest()
 
 
-def _necks(adaptor: Iterable[str], *, sam: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """As ``expected`` of ``_load``: SAM's own neck fills its own place, in SAM or in the adaptor,
-    and the adaptor's second neck."""
-    own = [n for n in (*sam, *adaptor) if n.startswith(("sam.neck.", "adaptor.sam_neck."))]
-    return {name: (name, f"adaptor.neck.{name.partition('neck.')[2]}") for name in own}
+def _targets(
+    names: Iterable[str], *, parts: Collection[str], necks: Iterable[str], config: ModelConfig
+) -> dict[str, list[str]]:
+    """Our full name of a stored tensor -> the parameters that it fills. necks: names among which
+    are those that begin as SAM's neck."""
+    targets = {name: [name] for name in names if part_of(name) in parts}
+    for name in necks:
+        source = neck_source(name, config=config)
+        if source is not None:
+            targets.setdefault(source, []).append(name)
+    return targets
 
 
-def _load(
-    built: BuiltModel, *, part: str, directory: Path, expected: Mapping[str, tuple[str, ...]]
-) -> None:
-    """Fill from the tensors of a directory. ``expected``: our full name of a tensor -> the
-    parameters that it fills; the directory must cover it exactly."""
-    found: set[str] = set()
-    wrong: list[str] = []
-    published = PublishedDirectory(directory, config=built.config)
-    shapes = {name: tuple(p.shape) for name, p in built.named_parameters() if name in expected}
-    for name, tensor in published.tensors(lambda n: part_of(n) == part or n in expected):
-        found.add(name)
-        if name not in expected:
-            wrong.append(f"unexpected {name} {tuple(tensor.shape)}")
-        elif shapes[name] != tensor.shape:
-            wrong.append(f"mis-shaped {name}: found {tuple(tensor.shape)}, expected {shapes[name]}")
-        else:
-            for target in expected[name]:
-                built.fill(target, tensor)
-    missing = sorted(expected.keys() - found)
-    wrong += [f"missing {name} {shapes[name]}" for name in missing]
-    if wrong:
-        more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-        raise WeightsError(
-            f"{directory} does not fit part {part!r} of model {built.config.name!r}:\n  "
-            + "\n  ".join(wrong[:20])
-            + more
-            + f"\nGive model.weights.{part} a directory of this shape, or choose another model"
-        )
+def _faults(
+    published: PublishedDirectory,
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    parts: Collection[str],
+    config: ModelConfig,
+) -> list[str]:
+    """What keeps a directory from covering ``expected`` exactly, in words."""
+    # A directory that every part comes from is a whole model: it must not hold another part.
+    whole = set(parts) == set(parts_of(config))
+    missing, unexpected, mis_shaped = [], [], []
+    for name, shape in published.shapes.items():
+        own = expected.get(name)
+        if own is None and not is_unused(name) and (whole or part_of(name) in parts):
+            unexpected.append(f"unexpected {name} {shape}")
+        elif own is not None and shape != own:
+            mis_shaped.append(f"mis-shaped {name}: found {shape}, expected {own}")
+    unexpected += [
+        f"unexpected {name} {shape} (no tensor of a {published.layout!r})"
+        for name, shape in published.unknown.items()
+    ]
+    for name in sorted(expected.keys() - published.shapes.keys()):
+        missing.append(f"missing {name} {expected[name]}")
+    settings = [
+        difference
+        for part in parts
+        if part != "adaptor"
+        for difference in setting_differences(published.settings, part=part, config=config)
+    ]
+    return [*settings, *_some(missing), *_some(unexpected), *_some(mis_shaped)]
+
+
+def _some(lines: list[str]) -> list[str]:
+    more = [f"and {len(lines) - SHOWN} more {lines[0].split()[0]}"] if len(lines) > SHOWN else []
+    return [*lines[:SHOWN], *more]

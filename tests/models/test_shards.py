@@ -1,0 +1,73 @@
+"""Shards as save_pretrained would name them, written one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import weakref
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from vltrain.models.shards import write_shards
+
+TENSORS = {
+    "a": torch.arange(6.0).reshape(2, 3),
+    "b.weight": torch.tensor([1.5]),
+    "c": torch.arange(8.0).reshape(2, 2, 2).transpose(0, 2),
+    "d": torch.tensor(7.0),
+}
+
+
+def _write(directory, *, dtype=torch.float32, shard_bytes=10**9):
+    shapes = {name: tuple(tensor.shape) for name, tensor in TENSORS.items()}
+    write_shards(
+        directory, shapes=shapes, read=TENSORS.__getitem__, dtype=dtype, shard_bytes=shard_bytes
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_file(tmp_path, dtype):
+    _write(tmp_path, dtype=dtype)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+    found = load_file(tmp_path / "model.safetensors")
+    assert found.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert found[name].dtype == dtype
+        assert torch.equal(found[name], tensor.to(dtype))
+    with safe_open(tmp_path / "model.safetensors", "pt") as opened:
+        assert opened.metadata() == {"format": "pt"}
+
+
+def test_a_shard_ends_before_it_is_too_large(tmp_path):
+    """In float32: a has 24 bytes, b 4, c 32, d 4."""
+    _write(tmp_path, shard_bytes=28)
+    files = sorted(file.name for file in tmp_path.glob("*.safetensors"))
+    assert files == [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"total_size": 64}
+    assert index["weight_map"] == {
+        "a": files[0],
+        "b.weight": files[0],
+        "c": files[1],
+        "d": files[2],
+    }
+    for name, file in index["weight_map"].items():
+        assert torch.equal(load_file(tmp_path / file)[name], TENSORS[name])
+
+
+def test_one_tensor_is_in_memory_at_a_time(tmp_path):
+    alive, peak = [0], [0]
+
+    def read(name):
+        tensor = torch.ones(1000)
+        alive[0] += 1
+        peak[0] = max(peak[0], alive[0])
+        weakref.finalize(tensor, lambda: alive.__setitem__(0, alive[0] - 1))
+        return tensor
+
+    shapes = {f"t{n}": (1000,) for n in range(9)}
+    write_shards(tmp_path, shapes=shapes, read=read, dtype=torch.float32, shard_bytes=5 * 4000)
+    assert peak[0] == 1
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2

@@ -1,0 +1,84 @@
+"""The tokenizer and the template of an export: what they are trained with, as other software reads
+it.
+
+In: the run's tokenizer directory and the names of its first and end tokens. Out: a stock tokenizer,
+and the chat template of ``processing.conversation``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from vltrain.errors import WeightsError
+
+# transformers adds no first token with this kind of tokenizer, so the template does.
+_CONTENT = (
+    "{% set content %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for item in message['content'] %}{% if item['type'] == 'image' %}{{ image_token }}"
+    "{% else %}{{ item['text'] }}{% endif %}{% endfor %}{% endif %}{% endset %}"
+)
+_TURN = (
+    "{% if message['role'] == 'system' %}{{ content | trim }}{{ '\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ 'User: ' }}{{ content | trim }}{{ '\n\n' }}"
+    "{% else %}{{ 'Assistant: ' }}{{ content | trim }}{{ eos_token }}{% endif %}"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportTokens:
+    """directory: has tokenizer.json. system_prompt: of conversations that bring none ("": none)."""
+
+    directory: Path
+    bos_token: str
+    bos_id: int
+    eos_token: str
+    eos_id: int
+    image_token: str
+    max_length: int
+    system_prompt: str
+
+    @property
+    def file(self) -> Path:
+        return self.directory / "tokenizer.json"
+
+    def check(self) -> None:
+        """Raises WeightsError where there is no tokenizer.json."""
+        if not self.file.is_file():
+            raise WeightsError(
+                f"cannot export: {self.directory} has no tokenizer.json. Set model.tokenizer to "
+                "the directory that the run was trained with"
+            )
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return PreTrainedTokenizerFast(
+            tokenizer_file=str(self.file),
+            bos_token=self.bos_token,
+            eos_token=self.eos_token,
+            pad_token=self.eos_token,
+            extra_special_tokens={"image_token": self.image_token},
+            padding_side="left",
+            model_max_length=self.max_length,
+        )
+
+    def chat_template(self) -> str:
+        """Jinja: the DeepSeek template, images where they stand in the content."""
+        system = ""
+        if self.system_prompt.strip():
+            text = json.dumps(self.system_prompt.strip() + "\n\n")
+            system = (
+                "{% if not messages or messages[0]['role'] != 'system' %}{{ "
+                + text
+                + " }}{% endif %}"
+            )
+        return (
+            "{{ bos_token }}"
+            + system
+            + "{% for message in messages %}"
+            + _CONTENT
+            + _TURN
+            + "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+        )
