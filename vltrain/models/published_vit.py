@@ -93,7 +93,7 @@ def _loaded(directory: Path, config: VitConfig) -> tuple[PreTrainedModel, dict[s
     with torch.device("meta"):
         kind = type(VitTower(config, width=0).model)
     try:
-        return kind.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             directory,
             config=vit_config(config),
             dtype="auto",
@@ -101,6 +101,7 @@ def _loaded(directory: Path, config: VitConfig) -> tuple[PreTrainedModel, dict[s
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+        return loaded
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise WeightsError(
             f"{directory} cannot be read as {kind.__name__}: {str(error).splitlines()[0]}"
