@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -93,7 +93,7 @@ def _loaded(directory: Path, config: VitConfig) -> tuple[PreTrainedModel, dict[s
     with torch.device("meta"):
         kind = type(VitTower(config, width=0).model)
     try:
-        return kind.from_pretrained(
+        loaded = kind.from_pretrained(
             directory,
             config=vit_config(config),
             dtype="auto",
@@ -105,6 +105,8 @@ def _loaded(directory: Path, config: VitConfig) -> tuple[PreTrainedModel, dict[s
         raise WeightsError(
             f"{directory} cannot be read as {kind.__name__}: {str(error).splitlines()[0]}"
         ) from error
+    # The annotation of from_pretrained knows of no report beside the model.
+    return cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
 
 
 def _inner_name(key: str, family: str) -> str:
