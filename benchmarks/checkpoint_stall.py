@@ -97,8 +97,8 @@ def main() -> None:
     torch.set_num_threads(1)
     start(EngineConfig())
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder), width=128 if parsed.quick else 512, tokens=512)
-        rounds = [one_round(run) for _ in range(2 if parsed.quick else 7)]
+        run = Run(Path(folder), width=128 if parsed.quick else 512, tokens=256)
+        rounds = [one_round(run) for _ in range(2 if parsed.quick else 5)]
     parameters = sum(p.numel() for p in run.built.module.parameters() if p.requires_grad)
     medians = {name: median(row[name] for row in rounds) for name in rounds[0]}
     size = {"parameters": parameters, "bytes": parameters * ADAM_BYTES}
@@ -121,7 +121,7 @@ def main() -> None:
 def one_round(run: Run) -> dict[str, float]:
     """Seconds: of a step without a save, of the stall, of the step beside the copy, until the files
     are there, and of torch.save."""
-    alone = median(run.step()[0] for _ in range(3))
+    alone = median(run.step()[0] for _ in range(2))
     begin = time.perf_counter()
     called = run.save()
     beside, waited = run.step()

@@ -33,15 +33,27 @@ def webdataset_raw(folder: Path) -> Iterator[Any]:
 def energon_raw(folder: Path) -> Iterator[Any]:
     """Members as bytes, through a shuffle buffer of 1,000 samples, in its own resumable loader
     without workers. (``energon prepare`` has been run over the folder.)"""
-    from megatron.energon import WorkerConfig, get_savable_loader, get_train_dataset
+    from megatron.energon import (
+        Cooker,
+        DefaultTaskEncoder,
+        WorkerConfig,
+        get_savable_loader,
+        get_train_dataset,
+        stateless,
+    )
+
+    class Raw(DefaultTaskEncoder):
+        decoder = None
+        cookers = [Cooker(stateless(_as_it_is))]  # noqa: RUF012  # as its own examples
 
     worker = WorkerConfig(rank=0, world_size=1, num_workers=0)
     dataset = get_train_dataset(
         folder,
-        batch_size=1,
+        batch_size=None,
         shuffle_buffer_size=1000,
         max_samples_per_sequence=100,
         worker_config=worker,
+        task_encoder=Raw(),
     )
     return iter(get_savable_loader(dataset))
 

@@ -8,23 +8,24 @@ Exit codes: 0; 2 where nothing fits or a shard is no plain tar.
 
 from __future__ import annotations
 
+import argparse
 import re
-import sys
 from pathlib import Path
 
 from command_line import with_clean_errors
 
 from vltrain.data.layout import find_shards
 from vltrain.data.propose import propose_source
-from vltrain.errors import ConfigError, DataError
+from vltrain.errors import DataError
 
 
 def main() -> None:
     """Find shards, try what fits, print it."""
-    if not 2 <= len(sys.argv) <= 3:
-        raise ConfigError("which shards? python launch/propose_source.py PATH [NAME]")
-    path = sys.argv[1]
-    name = sys.argv[2] if len(sys.argv) == 3 else _name(path)
+    parser = argparse.ArgumentParser(description="Propose a source for some tars, as YAML.")
+    parser.add_argument("path", metavar="PATH", help="a folder of tars, a tar, or a pattern")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="of the source")
+    given = parser.parse_args()
+    path, name = given.path, given.name or _name(given.path)
     proposal = propose_source(find_shards(name, path))
     if proposal is None:
         raise DataError(

@@ -1,7 +1,7 @@
 """A run that is killed again and again, at random instants and inside saves, and goes on each time
-with another number of processes, ZeRO stage, micro-batch and number of workers, is the run that was
-never stopped: the same batches, the same ledger, the same losses; and what it goes on from is never
-half a checkpoint."""
+with another number of processes, ZeRO stage and micro-batch, is the run that was never stopped: the
+same batches, the same ledger, the same losses; and what it goes on from is never half a
+checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from launching import DEMO, Finished, deepspeed, launch, prepare_here, rows_of
+from forked import run_forked
+from launching import DEMO, Finished, prepare_here, rows_of
 
 from vltrain.checkpoint.manifest import damaged_files, read_manifest
 
@@ -47,14 +48,12 @@ class Part:
     processes: int
     zero_stage: int
     micro: int
-    workers: int
     kill: Kill | None
 
     def words(self) -> tuple[str, ...]:
         return (
             f"engine.zero_stage={self.zero_stage}",
             f"data.batch.micro={self.micro}",
-            f"data.loader.workers={self.workers}",
         )
 
 
@@ -69,14 +68,13 @@ def parts(seed: int, *, kills: int, starting: int) -> list[Part]:
         for inside in [number % 2 == 0]
     ]
     for _ in range(starting):
-        kill = Kill(step=None, seconds=dice.uniform(1, 10), inside=False)
-        drawn.insert(dice.randrange(1, len(drawn)), kill)
+        kill = Kill(step=None, seconds=dice.uniform(0.2, 4), inside=False)
+        drawn.insert(dice.randrange(1, len(drawn) // 2), kill)
     return [
         Part(
             processes=dice.choice((1, 2, 4)),
             zero_stage=dice.choice((1, 2, 3)),
             micro=dice.choice((1, 2)),
-            workers=dice.choice((0, 0, 1, 2)),
             kill=kill,
         )
         for kill in (*drawn, None)
@@ -139,9 +137,9 @@ def complete(run: Path) -> list[int]:
 
 
 def train(part: Part, *, steps: int, name: str, cwd: Path) -> Finished:
-    return launch(
-        deepspeed("--num_gpus", str(part.processes)),
+    return run_forked(
         *(*WORDS, f"optim.steps={steps}", f"run.name={name}", *part.words()),
+        processes=part.processes,
         cwd=cwd,
         kill_when=is_time_for(part.kill, cwd / "runs/demo" / name) if part.kill else None,
         seconds=600,
@@ -159,7 +157,7 @@ def test_whatever_kills_it_the_run_is_the_same(
     prepared: Path, seed: int, kills: int, starting: int
 ) -> None:
     steps = 2 * kills + 4
-    whole = Part(processes=1, zero_stage=1, micro=2, workers=0, kill=None)
+    whole = Part(processes=1, zero_stage=1, micro=2, kill=None)
     ended = train(whole, steps=steps, name=f"never-killed-{kills}", cwd=prepared)
     assert ended.code == 0, ended.err
     run, inside = prepared / f"runs/demo/killed-{kills}-times", 0

@@ -41,7 +41,7 @@ def test_yaml_to_paste(tmp_path: Path) -> None:
 def test_refusals(tmp_path: Path) -> None:
     write_tar(tmp_path / "s" / "a.tar", {"a.wav": b"\xff\xfe"})
     for words, message in (
-        ([], "error: which shards? python launch/propose_source.py PATH [NAME]"),
+        ([], "error: the following arguments are required: PATH"),
         ([str(tmp_path / "s")], "error: no kind reads the first records of"),
         ([str(tmp_path / "none")], "error: source 'none': 1 of 1 shard names match no file"),
     ):

@@ -12,6 +12,7 @@ the snapshot); snapshots into memory that is kept between saves (faster, but tak
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -63,7 +64,7 @@ class BackgroundWriter:
         self._copied.clear()
         self._thread = threading.Thread(
             target=self._write,
-            args=(manifest, fragments),
+            args=(manifest, fragments, _beside_the_kernels()),
             kwargs={"tensor_digests": tensor_digests, "texts": texts, "rng": rng},
             name="checkpoint",
             daemon=True,
@@ -105,10 +106,17 @@ class BackgroundWriter:
         if self._thread.is_alive() or not self._written:
             log.error("the last checkpoint is not written: %s", self._error or "still at it")
 
-    def _write(self, manifest: Manifest, fragments: Iterable[Fragment], **files: Any) -> None:
+    def _write(
+        self,
+        manifest: Manifest,
+        fragments: Iterable[Fragment],
+        stream: contextlib.AbstractContextManager[Any],
+        **files: Any,
+    ) -> None:
         begin = time.monotonic()
         try:
-            snapshot = deque(fragments)
+            with stream:
+                snapshot = deque(fragments)
         finally:
             self._copied.set()
         log.info("snapshot of step %d in %.2f s", manifest.step, time.monotonic() - begin)
@@ -122,6 +130,16 @@ class BackgroundWriter:
         if distributed.is_first():
             seconds = time.monotonic() - begin
             log.info("checkpoint of step %d in %s (%.1f s)", manifest.step, directory, seconds)
+
+
+def _beside_the_kernels() -> contextlib.AbstractContextManager[Any]:
+    """On a GPU, a stream of its own for the copies: after all that is queued now, the last update
+    among it, and beside what comes."""
+    if not torch.cuda.is_initialized():
+        return contextlib.nullcontext()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    return torch.cuda.stream(stream)
 
 
 def _consumed(snapshot: deque[Fragment]) -> Iterator[Fragment]:
