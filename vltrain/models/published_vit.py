@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -93,7 +93,7 @@ def _loaded(directory: Path, config: VitConfig) -> tuple[PreTrainedModel, dict[s
     with torch.device("meta"):
         kind = type(VitTower(config, width=0).model)
     try:
-        loaded = kind.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             directory,
             config=vit_config(config),
             dtype="auto",
@@ -101,12 +101,11 @@ def _loaded(directory: Path, config: VitConfig) -> tuple[PreTrainedModel, dict[s
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+        return loaded
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise WeightsError(
             f"{directory} cannot be read as {kind.__name__}: {str(error).splitlines()[0]}"
         ) from error
-    # The annotation of from_pretrained knows of no report beside the model.
-    return cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
 
 
 def _inner_name(key: str, family: str) -> str:
