@@ -116,7 +116,7 @@ def ours(folder: Path) -> Iterator[int]:
         batch=BatchConfig(sequences=2, micro=2),
     )
     plan = Plan(Recipe(tables, config=config), seed=0)
-    cost = WorkCost(token=1.0, token_squared=0.0, image=1.0)
+    cost = WorkCost(token=1.0, token_squared=0.0, image_token=1.0)
     dataset = MicroBatchDataset(
         PieceReader(opened, tables=tables, encoder=encoder()),
         modalities=[Modality.multimodal],

@@ -222,11 +222,13 @@ def test_segment_anythings_own_file_fills_sam_and_both_necks(tiny, tmp_path):
     assert torch.equal(second, tensors["image_encoder.neck.2.weight"])
 
 
-def test_a_tower_of_another_release_is_refused(tiny, tmp_path):
-    settings = tiny_config_json(hybrid=True)
-    settings["vision_config"]["cls"] = "SomeTower"
+@pytest.mark.parametrize(
+    ("vision", "said"), [({"cls": "SomeTower"}, "'SomeTower'"), ("siglip", "None"), (None, "None")]
+)
+def test_a_tower_of_another_release_is_refused(tiny, tmp_path, vision, said):
+    settings = tiny_config_json(hybrid=True) | {"vision_config": vision}
     write_released(tmp_path, {}, config=settings, kind="safetensors", shards=1)
-    with pytest.raises(WeightsError, match=r"vision_config\.cls 'SomeTower'; expected 'Hy"):
+    with pytest.raises(WeightsError, match=rf"vision_config\.cls {said}; expected 'Hybrid"):
         PublishedDirectory(tmp_path, config=tiny)
 
 

@@ -77,6 +77,16 @@ def test_bin_files_give_the_same_as_safetensors(tiny, stock, tmp_path, shard_siz
         assert torch.equal(tensor, theirs[name.removeprefix("language.")]), name
 
 
+def test_a_tensor_in_two_spellings_is_not_taken_twice(tiny, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+    zeros, ones = torch.zeros(32), torch.ones(32)
+    stored = {"post_layernorm.bias": zeros, "vision_model.post_layernorm.bias": ones}
+    save_file(stored, tmp_path / "model.safetensors")
+    published = PublishedDirectory(tmp_path, config=tiny)
+    assert list(published.unknown.values()) == [(32,)]
+    assert published.unknown.keys() < stored.keys()
+
+
 def test_only_the_files_that_the_index_names_are_read(tiny, sharded):
     save_file({"stray.weight": torch.zeros(1)}, sharded / "consolidated.safetensors")
     assert PublishedDirectory(sharded, config=tiny).unknown == {}

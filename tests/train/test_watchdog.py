@@ -206,3 +206,17 @@ def test_a_beat_says_who_and_what(bench: Bench) -> None:
     assert beat["state"] == "beating"
     assert beat["doing"] == "saving, step 8"
     assert beat["who"].startswith("rank 1 on ")
+
+
+def test_a_rank_is_known_from_its_first_moment(bench: Bench) -> None:
+    """Stopped before its thread first looked, it would be missed by nobody."""
+    watchdog = bench.rank(1)
+    watchdog._thread = NoThread()  # type: ignore[assignment]
+    with watchdog:
+        assert json.loads(bench.board.kept["beat/1"])["state"] == "beating"
+
+
+class NoThread:
+    def start(self) -> None: ...
+
+    def join(self, timeout: float) -> None: ...

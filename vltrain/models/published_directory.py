@@ -50,7 +50,7 @@ class _Place:
 
 class PublishedDirectory:
     """shapes: of every tensor of ours, unused ones too. unknown: published name -> shape of what no
-    rule names. settings: its config.json. layout: among ``LAYOUTS``.
+    rule names, or what is there already. settings: its config.json. layout: among ``LAYOUTS``.
 
     Raises WeightsError where it is no such directory, lacks a shard, or a file is damaged.
     """
@@ -109,13 +109,17 @@ class PublishedDirectory:
             return
         if stored is None:
             return
-        for share, ours in enumerate(stored.ours):
-            self._places[place_own_neck(ours, config=config)] = _Place(
+        names = [place_own_neck(ours, config=config) for ours in stored.ours]
+        if any(name in self._places for name in names):  # two spellings of one tensor
+            self.unknown[theirs] = shape
+            return
+        for share, ours in enumerate(names):
+            self._places[ours] = _Place(
                 file=file, stored=stored, share=share, shape=_own_shape(shape, stored)
             )
 
     def _tied(self) -> bool:
-        whole = {**self.settings, **self.settings.get("language_config", {})}
+        whole = {**self.settings, **_section(self.settings, "language_config")}
         return bool(whole.get("tie_word_embeddings", False))
 
 
@@ -155,10 +159,16 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return settings
 
 
+def _section(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """Of a config.json; {} where it has none."""
+    section = settings.get(name)
+    return section if isinstance(section, dict) else {}
+
+
 def _layout_of(directory: Path, settings: dict[str, Any]) -> str:
     model_type = str(settings.get("model_type"))
     if model_type == "multi_modality":
-        tower = settings.get("vision_config", {}).get("cls")
+        tower = _section(settings, "vision_config").get("cls")
         kinds = {HYBRID_TOWER: ORIGINAL_HYBRID, SIGLIP_TOWER: ORIGINAL}
         if tower in kinds:
             return kinds[tower]

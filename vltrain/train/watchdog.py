@@ -109,6 +109,7 @@ class Watchdog:
         self._doing = _Doing(what=what, alone=alone, detail=detail, since=self._clock())
 
     def __enter__(self) -> Watchdog:
+        self.look()  # one that stands still or dies from now on is missed by the others
         self._thread.start()
         return self
 
