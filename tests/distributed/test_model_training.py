@@ -61,6 +61,7 @@ def tiled(*parts: str) -> dict:
     return {"model": "tiny_vl2", "parts": list(parts), "overrides": {}}
 
 
+@pytest.mark.timeout(1300)
 def test_ranks_that_differ_train_as_one_process(tmp_path):
     cases = [
         stage_1("siglip_sam", "hybrid_split"),
@@ -70,7 +71,7 @@ def test_ranks_that_differ_train_as_one_process(tmp_path):
         tiled("siglip", "adaptor"),
         tiled("siglip", "adaptor", "language"),
     ]
-    check(tmp_path / "rows.json", cases=cases, timeout_seconds=400)
+    check(tmp_path / "rows.json", cases=cases, timeout_seconds=1200)
 
 
 @pytest.mark.slow
