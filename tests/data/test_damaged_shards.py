@@ -54,6 +54,7 @@ def opened(config: SourceConfig) -> tuple[MicroBatchDataset, list[MicroBatchPlan
         image_side=16,
         pad_color=(127, 127, 127),
         decode=DecodeMode.exact,
+        rounding="official",
     )
     plans = [
         MicroBatchPlan(

@@ -27,7 +27,7 @@ from vltrain.models.trainable import part_of
 from vltrain.optim.config import OptimConfig
 from vltrain.optim.groups import parameter_groups
 
-TRAINABLE = ["siglip", "adaptor", "language"]
+CASE = {"model": "tiny", "parts": ["siglip", "adaptor", "language"], "overrides": {}}
 OPTIM = OptimConfig(lr=1.0, steps=10, clip_norm=0.0)
 TOKENS_PER_IMAGE = 16
 
@@ -106,7 +106,7 @@ def inputs(built: BuiltModel, rows: list[tuple[Document, ...]]) -> dict:
 
 def reference(split: tuple[tuple[Document, ...], ...]) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss per label token and its gradients (flat), one document at a time."""
-    built = build(TRAINABLE)
+    built = build(CASE)
     documents = [document for micro in split for document in micro]
     targets = sum(int((row_of(document)[1] != IGNORE).sum()) for document in documents)
     total = 0.0
@@ -122,7 +122,7 @@ def gradients(
     zero_stage: int, split: tuple[tuple[Document, ...], ...], *, packed: bool
 ) -> tuple[float, Engine]:
     """Loss of one step, and the engine after it."""
-    built = build(TRAINABLE)
+    built = build(CASE)
     rank, world = distributed.rank(), distributed.world_size()
     mine = split[rank::world]
     engine = build_engine(

@@ -150,9 +150,12 @@ def test_what_a_stage_kept_frozen_may_train_in_the_next(stages: Stages, workspac
     assert trained[embedding] != began[embedding]
 
 
-def test_parameters_and_states_in_host_memory_train_the_same(stages: Stages, in_process) -> None:
+def test_parameters_and_states_in_host_memory_train_the_same(
+    stages: Stages, workspace: Path
+) -> None:
     offload = ("engine=zero3_offload", "engine.dtype=fp32", "run.name=offload")
-    ended = in_process("stage=1", *DEMO, *offload, "metrics.wandb.enabled=false")
+    words = ("stage=1", *DEMO, *offload, "metrics.wandb.enabled=false")
+    ended = launch(python(), *words, cwd=workspace)
     assert ended.code == 0, ended.err
     rows, wanted = rows_of(stages.runs[1].with_name("offload")), rows_of(stages.runs[1])
     assert [row["loss"] for row in rows] == pytest.approx([r["loss"] for r in wanted], rel=1e-5)

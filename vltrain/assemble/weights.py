@@ -59,11 +59,11 @@ def load_parts(
         for part, origin in origins.parts.items()
         if origin.kind is OriginKind.published and origin.path is not None
     }
-    load_weights(built, directories=published)
-    for part, origin in origins.parts.items():
-        if origin.kind is OriginKind.checkpoint:
-            for name, tensor in origins.part_state(part):
-                built.fill(name, tensor)
+    stored = [p for p, origin in origins.parts.items() if origin.kind is OriginKind.checkpoint]
+    load_weights(built, directories=published, filled_later=stored)
+    for part in stored:
+        for name, tensor in origins.part_state(part):
+            built.fill(name, tensor)
     records: dict[str, PartRecord] = {}
     digests: dict[str, dict[str, str]] = {}
     for part, origin in origins.parts.items():

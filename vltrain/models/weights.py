@@ -28,17 +28,23 @@ SHOWN = 10
 """Tensors of one kind of fault that a message shows."""
 
 
-def load_weights(built: BuiltModel, *, directories: Mapping[str, str | Path]) -> None:
+def load_weights(
+    built: BuiltModel,
+    *,
+    directories: Mapping[str, str | Path],
+    filled_later: Collection[str] = (),
+) -> None:
     """Copy published weights into the parts that ``directories`` names (part -> directory).
 
     An adaptor without a directory of its own takes its second neck from SAM's directory (see
-    ``neck_source``). Raises WeightsError naming every tensor, of all directories, that is missing,
-    unexpected or of another shape, and every setting that makes it another model.
+    ``neck_source``), unless it is ``filled_later``: a parameter is filled once, because filling may
+    share it out over the ranks. Raises WeightsError naming every tensor, of all directories, that
+    is missing, unexpected or of another shape, and every setting that makes it another model.
     """
     parts_at: dict[Path, list[str]] = {}
     for part, directory in directories.items():
         parts_at.setdefault(Path(directory), []).append(part)
-    fresh_adaptor = "adaptor" not in directories
+    fresh_adaptor = "adaptor" not in directories and "adaptor" not in filled_later
     shapes = {name: tuple(p.shape) for name, p in built.named_parameters()}
     opened: list[tuple[Published, dict[str, list[str]]]] = []
     faults: list[str] = []
