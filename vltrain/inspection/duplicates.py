@@ -33,7 +33,7 @@ def duplicate_findings(drawn: Sequence[PieceTable]) -> list[Finding]:
             explained.add((left.name, right.name))
     contents = {}
     for table in drawn:
-        keys, of_samples, _ = joined(digests_of(table))
+        keys, of_samples = joined(digests_of(table))
         contents[table.name] = np.unique(of_samples)
         findings += _inside(
             table,

@@ -27,12 +27,17 @@ def overlap_findings(
 ) -> list[Finding]:
     """One finding for each pair of a drawn and a held-out leaf that share contents, and one where
     they share keys alone."""
-    held = [(table, *joined(digests_of(table))) for table in held_out]
+    held = []
+    for table in held_out:
+        shards = list(digests_of(table))
+        pictures = np.concatenate([shard.images()[0] for shard in shards])
+        held.append((table, *joined(shards), pictures))
     findings = []
     for table in drawn:
         counts = {other.name: _Shared() for other in held_out}
         for shard in digests_of(table):
-            for other, keys, contents, images in held:
+            images, image_rows = shard.images()
+            for other, keys, contents, pictures in held:
                 same_content = np.isin(shard.contents, contents)
                 same_key = np.isin(shard.keys, keys) & ~same_content
                 shared = counts[other.name]
@@ -40,7 +45,7 @@ def overlap_findings(
                 shared.content_names += shard.names(same_content, most=_EXAMPLES)
                 shared.keys += int(same_key.sum())
                 shared.key_names += shard.names(same_key, most=_EXAMPLES)
-                pictured = shard.image_rows[np.isin(shard.images, images)]
+                pictured = image_rows[np.isin(images, pictures)]
                 same_image = np.isin(shard.rows, pictured) & ~same_content
                 shared.images += int(same_image.sum())
                 shared.image_names += shard.names(same_image, most=_EXAMPLES)

@@ -8,7 +8,7 @@ pictures have digests of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,16 +20,17 @@ from vltrain.data.sidecar import open_table
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardDigests:
-    """Samples of one shard that a leaf draws. rows: int64; keys, contents: uint64. images (uint64)
-    and image_rows (int64): their pictures, and the row of each."""
+    """Samples of one shard that a leaf draws. rows: int64; keys, contents: uint64."""
 
     table: PieceTable
     shard: int
     rows: np.ndarray
     keys: np.ndarray
     contents: np.ndarray
-    images: np.ndarray
-    image_rows: np.ndarray
+
+    def images(self) -> tuple[np.ndarray, np.ndarray]:
+        """Digests of the samples' pictures (uint64), and the row of each (int64)."""
+        return self.table.source.index(self.shard).image_digests(self.rows)
 
     def names(self, mask: np.ndarray, *, most: int) -> list[str]:
         """``shard:key`` of the first samples under ``mask``."""
@@ -50,23 +51,19 @@ def digests_of(table: PieceTable) -> Iterator[ShardDigests]:
         columns = open_table(shard, index_dir=source.config.index_dir, spec=table.spec)
         rows = np.unique(columns.row[columns.multimodal == wanted]).astype(np.int64)
         index = source.index(number)
-        images, image_rows = index.image_digests(rows)
         yield ShardDigests(
             table=table,
             shard=number,
             rows=rows,
             keys=index.key_digests[rows],
             contents=index.content_digests[rows],
-            images=images,
-            image_rows=image_rows,
         )
 
 
-def joined(digests: Iterator[ShardDigests]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(keys, contents, images) of all shards, uint64."""
+def joined(digests: Iterable[ShardDigests]) -> tuple[np.ndarray, np.ndarray]:
+    """(keys, contents) of all shards, uint64."""
     parts = list(digests)
     return (
         np.concatenate([part.keys for part in parts]),
         np.concatenate([part.contents for part in parts]),
-        np.concatenate([part.images for part in parts]),
     )
