@@ -29,7 +29,7 @@ from vltrain.models.config import Attention, LanguageConfig, ModelConfig, Recomp
 from vltrain.models.language import mask_for, rotary_embedding
 from vltrain.models.loss import LossHead
 from vltrain.models.moe_config import ExpertsKind, MoeConfig, Selection
-from vltrain.models.published import llama_config
+from vltrain.models.published import decoder_fields, llama_config
 from vltrain.models.recompute import recomputed
 from vltrain.models.router import Router, balance_penalty
 from vltrain.models.router_balance import RouterBalance
@@ -51,17 +51,7 @@ def deepseek_v3_config(
         "v_head_dim": mla.value_dim,
     }  # fmt: skip
     return DeepseekV3Config(
-        hidden_size=config.width,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads,
-        intermediate_size=config.ffn,
-        vocab_size=config.vocab_size,
-        max_position_embeddings=config.max_positions,
-        rms_norm_eps=config.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        initializer_range=config.init_std,
-        tie_word_embeddings=False,
+        **decoder_fields(config, attention=attention.value),
         q_lora_rank=None,
         n_routed_experts=config.moe.experts,
         num_experts_per_tok=config.moe.per_token,
@@ -72,7 +62,6 @@ def deepseek_v3_config(
         routed_scaling_factor=config.moe.scale,
         n_group=1,
         topk_group=1,
-        attn_implementation=attention.value,  # pyright: ignore[reportCallIssue]
         experts_implementation=_EXPERTS[experts],  # pyright: ignore[reportCallIssue]
         **latent,
     )

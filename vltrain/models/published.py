@@ -7,6 +7,8 @@ exact GELU in SigLIP.
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers.models.deepseek_vl.configuration_deepseek_vl import DeepseekVLConfig
 from transformers.models.deepseek_vl_hybrid.configuration_deepseek_vl_hybrid import (
     DeepseekVLHybridConfig,
@@ -17,22 +19,28 @@ from vltrain.models.config import LanguageConfig, ModelConfig
 from vltrain.models.vision import sam_vision_config, siglip_vision_config
 
 
+def decoder_fields(config: LanguageConfig, *, attention: str) -> dict[str, Any]:
+    """What transformers' records of Llama and of DeepSeek-V3 have in common; ``attention`` is its
+    name of the back end."""
+    return {
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "intermediate_size": config.ffn,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "initializer_range": config.init_std,
+        "tie_word_embeddings": False,
+        "attn_implementation": attention,
+    }
+
+
 def llama_config(config: LanguageConfig, *, attention: str = "sdpa") -> LlamaConfig:
     """transformers' record of the language model; ``attention`` is its name of the back end."""
-    return LlamaConfig(
-        hidden_size=config.width,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads,
-        intermediate_size=config.ffn,
-        vocab_size=config.vocab_size,
-        max_position_embeddings=config.max_positions,
-        rms_norm_eps=config.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        initializer_range=config.init_std,
-        tie_word_embeddings=False,
-        attn_implementation=attention,  # pyright: ignore[reportCallIssue] (every config takes it)
-    )
+    return LlamaConfig(**decoder_fields(config, attention=attention))
 
 
 def hybrid_config(config: ModelConfig) -> DeepseekVLHybridConfig:
