@@ -3,6 +3,7 @@ command goes on."""
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from pathlib import Path
@@ -33,14 +34,14 @@ def test_signals_save_and_a_killed_rank_ends_the_others(prepared: Path) -> None:
     words = (*WORDS, "run.name=faults", "data.loader.workers=1")
     with Ranks(*words, cwd=prepared) as ranks:
         ranks.wait_for(lambda: rows(run) >= 2)
-        # One rank alone is told, and told again while it saves.
+        # One rank alone is told, and told again while it saves. Which of two pending signals a
+        # process sees first is the kernel's choice, so either name is right.
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
             ranks.processes[1].send_signal(number)
         assert ranks.codes() == [75, 75]
         step = rows_of(run)[-1]["step"]
-        assert f"SIGUSR1 on rank 1: stopped after step {step} of 100000, which is saved" in (
-            ranks.said(0)
-        )
+        told = f"SIG(USR1|TERM) on rank 1: stopped after step {step} of 100000, which is saved"
+        assert re.search(told, ranks.said(0))
         assert "Traceback" not in ranks.said(0) + ranks.said(1)
         assert "stopped after" not in ranks.said(1), "said once"
     assert checkpoints(run) == [f"step-{step:08d}"]

@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Remembers the first signal that came."""
+    """Remembers the first signal that was handed over (of two pending ones, the kernel picks)."""
 
     def __init__(self) -> None:
         self._name: str | None = None
