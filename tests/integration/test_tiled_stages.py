@@ -1,6 +1,6 @@
-"""DeepSeek-VL2's three stages, tiny, with two processes through the real launcher: stage 1 starts
-from published parts, tiles go through the whole data path, what a stage hands over are weights and
-the routers' corrections, and what is left of it is exported in the released layout."""
+"""DeepSeek-VL2's three stages, tiny, in two processes: stage 1 starts from published parts, tiles
+go through the whole data path, what a stage hands over are weights and the routers' corrections,
+and what is left of it is exported in the released layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import DEMO, Finished, deepspeed, launch, prepare_here, rows_of
+from forked import run_forked
+from launching import DEMO, Finished, prepare_here, rows_of
 from safetensors.torch import load_file
 
 from vltrain.assemble.exporting import RunWeights
@@ -55,7 +56,7 @@ def manifest_of(run: Path) -> dict:
 def runs(workspace: Path) -> dict[int, Path]:
     for number in (1, 2, 3):
         prepare_here(workspace, *words(number))
-        ended = launch(deepspeed("--num_gpus", "2"), *words(number), cwd=workspace)
+        ended = run_forked(*words(number), processes=2, cwd=workspace)
         assert ended.code == 0, ended.err
     return {number: workspace / f"runs/demo/tiled{number}" for number in (1, 2, 3)}
 
