@@ -148,8 +148,12 @@ def _cursor(
     log.warning(
         "the new data recipe begins at its own beginning, at step %d", resumed.manifest.step
     )
-    packs = resumed.manifest.counters["sums"]["packs"]
-    return data.plan.cursor_at(step=resumed.manifest.step, packs=packs)
+    sums = resumed.manifest.counters["sums"]
+    return data.plan.cursor_at(
+        step=resumed.manifest.step,
+        packs=sums["packs"],
+        tokens=sum(sums["planned_tokens"].values()),
+    )
 
 
 def _open_data(config: RunConfig) -> DataPath:
