@@ -90,3 +90,10 @@ def test_compressed_shards_are_refused_and_never_skipped(tmp_path: Path) -> None
     for path in (tmp_path, tmp_path / "s-1.tar.gz", tmp_path / "s-*"):
         with pytest.raises(DataError, match=r"s-1\.tar\.gz is compressed.*gunzip"):
             find_shards("x", str(path))
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "a.tar", [("a.txt", b"x")])
+    shard.rename(tmp_path / b"caf\xe9.tar".decode("utf-8", "surrogateescape"))
+    with pytest.raises(DataError, match=r"the name of the shard '.*caf\\udce9\.tar' is not UTF-8"):
+        find_shards("s", str(tmp_path))

@@ -106,6 +106,13 @@ def test_workers_make_the_same_files(tmp_path: Path) -> None:
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
 
 
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    captions(tmp_path / "a.tar", ["dog"])
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match=r"folder cannot be prepared: .*Is a directory"):
+        prepare({"s": source_config(tmp_path / "*")})
+
+
 class DeadlyEncoder(Encoder):
     """Ends the process that measures, as the kernel does when memory runs out."""
 

@@ -145,6 +145,14 @@ def find_shards(source: str, path: str) -> list[Path]:
         raise DataError(compressed_message(compressed[0], source=source))
     if not shards:
         raise DataError(_missing_message(source, path, [f"{path}/*.tar"], expected=1))
+    for shard in shards:
+        try:
+            shard.name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"source {source!r}: the name of the shard {str(shard)!r} is not UTF-8, so no "
+                "record of it can be written down; give the file another name"
+            ) from error
     unique = {shard.resolve() for shard in shards}
     if len(unique) != len(shards):
         raise DataError(f"source {source!r}: {path} names a shard twice; name each shard once")
