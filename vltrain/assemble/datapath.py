@@ -179,8 +179,14 @@ def work_cost(config: RunConfig) -> WorkCost:
 
 
 def sources_to_prepare(config: RunConfig) -> dict[str, SourceConfig]:
-    """The mix's and the held-out sources under names that cannot collide."""
+    """The mix's and the held-out sources under one name each. Raises ConfigError where two would
+    have the same."""
     held_out = {f"held_out_{name}": source for name, source in config.data.held_out.items()}
+    if both := sorted(config.data.sources.keys() & held_out.keys()):
+        raise ConfigError(
+            f"data.sources.{both[0]} has the name that data.held_out."
+            f"{both[0].removeprefix('held_out_')} gets in prepare's reports; give one another name"
+        )
     return {**config.data.sources, **held_out}
 
 
