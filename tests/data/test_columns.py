@@ -43,9 +43,10 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(DataError, match=r"x\.arrow is damaged"):
         read_columns(path)
-    (tmp_path / "catalog.json").write_text("{")
-    with pytest.raises(DataError, match=r"catalog\.json is damaged"):
-        read_catalog(tmp_path)
+    for text in ("{", "[]", "{}", '{"schema": 1, "shards": []}'):
+        (tmp_path / "catalog.json").write_text(text)
+        with pytest.raises(DataError, match=r"catalog\.json is damaged"):
+            read_catalog(tmp_path)
 
 
 def test_catalogs_grow_and_begin_anew_with_another_schema(tmp_path: Path) -> None:

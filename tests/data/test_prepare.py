@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from PIL import Image
 from shard_makers import byte_encoder, png, prepare, source_config, write_tar
 
 from vltrain.batch import Learn, Modality, RecordKind, Sample
+from vltrain.data import shardjob
 from vltrain.data.config import FaultConfig, SourceConfig
 from vltrain.data.prepare import PrepareProgress, prepare_sources
 from vltrain.data.reportchart import draw_report
@@ -106,11 +108,15 @@ def test_workers_make_the_same_files(tmp_path: Path) -> None:
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_what_the_system_refuses_is_a_message(tmp_path: Path, monkeypatch) -> None:
     captions(tmp_path / "a.tar", ["dog"])
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(DataError, match=r"folder cannot be prepared: .*Is a directory"):
-        prepare({"s": source_config(tmp_path / "*")})
+
+    def full(*args: object, **settings: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shardjob, "build_index", full)
+    with pytest.raises(DataError, match=r"a\.tar cannot be prepared: .*No space left.*make room"):
+        prepare({"s": source_config(tmp_path)})
 
 
 class DeadlyEncoder(Encoder):

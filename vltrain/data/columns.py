@@ -87,13 +87,16 @@ def read_catalog(folder: Path) -> dict[str, Any] | None:
     """``catalog.json`` of an index or table folder, or None. Raises DataError when damaged."""
     path = folder / CATALOG_NAME
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not isinstance(found.get("shards"), dict):
+            raise ValueError("it names no shards")
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise DataError(
             f"{path} is damaged ({error}); delete it and run: {PREPARE_COMMAND}"
         ) from error
+    return found
 
 
 def extend_catalog(
