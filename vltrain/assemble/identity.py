@@ -14,6 +14,7 @@ import yaml
 from vltrain.checkpoint.handoff import Expected
 from vltrain.checkpoint.store import Checkpoint
 from vltrain.errors import CheckpointError
+from vltrain.inspection.difference import value_differences
 from vltrain.models.config import ModelConfig
 from vltrain.processing.encode import Encoder
 from vltrain.runconfig import Accept, RunConfig, to_yaml
@@ -136,19 +137,13 @@ def _changes(checkpoint: Checkpoint, config: RunConfig, what: Accept) -> list[st
     if not path.is_file():
         return []
     try:
-        there = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        there = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError:
         return []
-    here = _flat(yaml.safe_load(to_yaml(config)))
-    keys = [
-        key
-        for key in sorted(there.keys() | here.keys())
-        if key.startswith(_CAUSES[what]) and not key.startswith(_NO_CAUSES)
-    ]
     return [
-        f"{key}: {there.get(key, 'nothing')} there, {here.get(key, 'nothing')} here"
-        for key in keys
-        if there.get(key) != here.get(key)
+        difference.words()
+        for difference in value_differences(there, yaml.safe_load(to_yaml(config)))
+        if difference.key.startswith(_CAUSES[what]) and not difference.key.startswith(_NO_CAUSES)
     ]
 
 
@@ -157,13 +152,3 @@ def _told(changes: list[str]) -> str:
         return ""
     more = f"; and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
     return f" ({'; '.join(changes[:SHOWN])}{more})"
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    if not isinstance(values, dict) or not values:
-        return {prefix.rstrip("."): values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.")
-    return flat
