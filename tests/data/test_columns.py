@@ -62,3 +62,10 @@ def test_a_folder_that_cannot_be_written_is_named_with_what_to_do(tmp_path: Path
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"cannot write .*file/index.*set index_dir"):
         write_columns(tmp_path / "file" / "index" / "x", {"a": np.arange(3)}, facts={})
+    for name in ("x", ".lock"):
+        (tmp_path / name / "in the way").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"cannot write .*/x \(.*set index_dir"):
+        write_columns(tmp_path / "x", {"a": np.arange(3)}, facts={})
+    with pytest.raises(DataError, match=r"cannot write .*/\.lock \(.*set index_dir"):
+        extend_catalog(tmp_path, header={"schema": 1}, shards={})
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "file", "x"]
