@@ -14,7 +14,7 @@ from pathlib import Path
 
 from command_line import with_clean_errors
 
-from vltrain.data.layout import find_shards
+from vltrain.data.layout import find_shards, is_url
 from vltrain.data.propose import propose_source
 from vltrain.errors import DataError
 
@@ -26,6 +26,8 @@ def main() -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="of the source")
     given = parser.parse_args()
     path, name = given.path, given.name or _name(given.path)
+    if is_url(path):
+        raise DataError(f"{path}: only local tars are looked at; fetch one of them to a folder")
     proposal = propose_source(find_shards(name, path))
     if proposal is None:
         raise DataError(
@@ -38,9 +40,10 @@ def main() -> None:
 
 
 def _name(path: str) -> str:
-    """A name for the source: the folder's or the tar's, without digits of a pattern."""
+    """A name for the source: the folder's or the tar's, without digits of a pattern. One that
+    begins with a digit would be a number in YAML."""
     stem = re.sub(r"\W+", "_", re.sub(r"\{.*?\}|\.tar$|\*", "", Path(path).name)).strip("_")
-    return stem.lower() or "source"
+    return stem.lower() if stem[:1].isalpha() else f"source_{stem}".strip("_")
 
 
 if __name__ == "__main__":
