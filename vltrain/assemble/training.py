@@ -18,7 +18,13 @@ import torch
 from vltrain import distributed
 from vltrain.assemble import routers
 from vltrain.assemble.datapath import DataPath, open_data
-from vltrain.assemble.identity import Identity, expected_of, model_digest, refuse_other
+from vltrain.assemble.identity import (
+    Identity,
+    expected_of,
+    model_digest,
+    refuse_other,
+    warn_of_another_start,
+)
 from vltrain.assemble.provenance import lineage
 from vltrain.assemble.recording import Recording, show_masked_examples
 from vltrain.assemble.stage_run import Training, updates_in
@@ -71,7 +77,10 @@ def assemble_training(
         tokenizer=data.encoder.tokenizer.digest,
         seed=config.run.seed,
     )
-    accepted = refuse_other(config, identity, resumed) if resumed is not None else set()
+    accepted = set()
+    if resumed is not None:
+        accepted = refuse_other(config, identity, resumed)
+        warn_of_another_start(config, resumed)
     origins = _origins(config, data, resumed=resumed, predecessors=predecessors)
     if resumed is None:
         refuse_unasked_random(config.model, origins, may_be_new=may_be_new)
