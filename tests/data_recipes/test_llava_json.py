@@ -100,7 +100,8 @@ def test_openai_messages_in_all_their_forms_in_one_file(tmp_path: Path) -> None:
     red = (tmp_path / "a.png").read_bytes()
     records = {r.key: r for r in llava_json.records([file], image_folder=tmp_path)}
     assert list(records) == ["marks", "urls", "parts", "own", "text", "llava"]
-    messages = {key: record.members["json"]["messages"] for key, record in records.items()}
+    documents: dict[str, Any] = {key: record.members["json"] for key, record in records.items()}
+    messages = {key: document["messages"] for key, document in documents.items()}
     images = {
         key: [data for name, data in sorted(record.members.items()) if name != "json"]
         for key, record in records.items()

@@ -184,6 +184,7 @@ def train(zero_stage: int, case: dict) -> list[dict[str, float]]:
                     if moved[name] == 0 and not name.endswith("k_proj.bias")
                 ],
                 "difference": largest_difference(engine, reference),
+                "every_part_trains": set(built.config.parts) == set(case["parts"]),
                 "frozen": len(frozen),
                 "frozen_moved": sum(
                     not torch.equal(frozen[name], tensor)
