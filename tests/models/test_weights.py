@@ -201,6 +201,8 @@ def test_directories_that_are_not_published_ones(tiny, tmp_path):
     def load() -> None:
         load_weights(_fresh(tiny), directories={"language": tmp_path})
 
+    with pytest.raises(WeightsError, match=r"gone does not exist\. Name where the weights are now"):
+        load_weights(_fresh(tiny), directories={"language": tmp_path / "gone"})
     with pytest.raises(WeightsError, match=r"no config\.json"):
         load()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
