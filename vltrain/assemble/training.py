@@ -42,9 +42,8 @@ from vltrain.checkpoint.reader import check_fits
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore
 from vltrain.data.assign import micro_batches_per_rank
 from vltrain.data.repetition import repetition_warnings
-from vltrain.engine.config import Dtype
 from vltrain.engine.engine import Engine, build_engine
-from vltrain.engine.render import parameter_dtype
+from vltrain.engine.render import frozen_dtype, parameter_dtype
 from vltrain.engine.sharding import sharing
 from vltrain.engine.start import start
 from vltrain.errors import CheckpointError, DataError
@@ -89,7 +88,7 @@ def assemble_training(
         trainable=config.stage.trainable,
         freeze=config.stage.freeze,
         dtype=getattr(torch, parameter_dtype(config.engine)),
-        frozen_dtype=torch.bfloat16 if config.engine.dtype is Dtype.bf16 else torch.float32,
+        frozen_dtype=getattr(torch, frozen_dtype(config.engine)),
         device=device,
         seed=config.run.seed,
         unfilled=from_files(origins),
