@@ -187,7 +187,7 @@ def train(zero_stage: int, case: dict) -> list[dict[str, float]]:
 def main() -> None:
     out, stages, cases = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
     torch.set_num_threads(1)
-    start(EngineConfig(timeout_seconds=60))
+    start(EngineConfig(timeout_seconds=300))
     rows = [{stage: train(stage, case) for stage in stages} for case in cases]
     if distributed.is_first():
         out.write_text(json.dumps(rows))

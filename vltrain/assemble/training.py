@@ -22,7 +22,7 @@ from vltrain.assemble import routers
 from vltrain.assemble.datapath import DataPath, open_data
 from vltrain.assemble.identity import Identity, expected_of, model_digest, refuse_other
 from vltrain.assemble.provenance import lineage
-from vltrain.assemble.recording import Recording, show_masked_examples
+from vltrain.assemble.recording import Recording, make_run_directory, show_masked_examples
 from vltrain.assemble.stage_run import Training, updates_in, watchdog_of
 from vltrain.assemble.weights import (
     from_files,
@@ -97,7 +97,7 @@ def assemble_training(
 
     doing("finding the checkpoint")
     if distributed.is_first():
-        config.run_dir.mkdir(parents=True, exist_ok=True)
+        make_run_directory(config.run_dir)
     distributed.barrier()
     store = CheckpointStore(config.run_dir / "checkpoints", config=config.checkpoint)
     resumed = _resumed(config, store)
