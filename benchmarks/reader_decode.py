@@ -14,7 +14,7 @@ import importlib
 import io
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -32,10 +32,8 @@ def main() -> None:
     parsed = arguments("Decoding.").parse_args()
     photos = [photo(WIDTH, HEIGHT, number=n) for n in range(2 if parsed.quick else PHOTOS)]
     ways: dict[str, Callable[[bytes], Any]] = {
-        "vltrain, scaled": lambda data: decode_square(
-            data, side=SIDE, pad_color=PAD, mode="scaled"
-        ),
-        "vltrain, exact": lambda data: decode_square(data, side=SIDE, pad_color=PAD, mode="exact"),
+        "vltrain, scaled": lambda data: square(data, mode="scaled"),
+        "vltrain, exact": lambda data: square(data, mode="exact"),
         "reference, float32": to_float_square,
         **alone(),
     }
@@ -56,6 +54,10 @@ def main() -> None:
         draw=lambda figure: draw(figure, figures),
         out=parsed.out,
     )
+
+
+def square(data: bytes, *, mode: Literal["exact", "scaled"]) -> np.ndarray:
+    return decode_square(data, side=SIDE, pad_color=PAD, rounding="official", mode=mode)
 
 
 def alone() -> dict[str, Callable[[bytes], Any]]:
@@ -91,10 +93,7 @@ def milliseconds(way: Callable[[bytes], Any], photos: list[bytes]) -> float:
 
 def psnr(data: bytes) -> float:
     """Scaled against exact, in dB, over the photo (not the padding)."""
-    exact, scaled = (
-        decode_square(data, side=SIDE, pad_color=PAD, mode=mode).astype(np.float64)
-        for mode in ("exact", "scaled")
-    )
+    exact, scaled = (square(data, mode=mode).astype(np.float64) for mode in ("exact", "scaled"))
     shown = slice((SIDE - SIDE * HEIGHT // WIDTH) // 2, (SIDE + SIDE * HEIGHT // WIDTH) // 2)
     error = float(np.mean((exact[shown] - scaled[shown]) ** 2))
     return 10 * np.log10(255**2 / max(error, 1e-9))

@@ -123,6 +123,7 @@ def ours(folder: Path) -> Iterator[int]:
         image_token_id=encoder().tokenizer.image_id,
         image_side=SIDE,
         pad_color=PAD,
+        rounding="official",
         decode=DecodeMode.scaled,
     )
     steps = ((step, assign(step, world=1, micro=2, rank=0, cost=cost)) for step in plan.steps())
@@ -162,7 +163,8 @@ def _float_square(image: Any) -> torch.Tensor:
 
 
 def _our_square(data: bytes) -> torch.Tensor:
-    return torch.from_numpy(decode_square(data, side=SIDE, pad_color=PAD, mode="scaled"))
+    square = decode_square(data, side=SIDE, pad_color=PAD, rounding="official", mode="scaled")
+    return torch.from_numpy(square)
 
 
 LOADERS: dict[str, Callable[[Path], Iterator[int]]] = {
