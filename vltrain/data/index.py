@@ -31,8 +31,8 @@ from vltrain.data.layout import (
     is_meta_member,
     split_member,
 )
-from vltrain.data.shardfile import Stamp, stamp_of
-from vltrain.data.tarscan import Bytes, TarMember, scan_tar
+from vltrain.data.shardfile import Bytes, Stamp, stamp_of
+from vltrain.data.tarscan import TarMember, scan_tar
 from vltrain.errors import DataError, RecordFault
 from vltrain.processing.images import probe_size
 
