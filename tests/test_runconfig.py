@@ -275,7 +275,10 @@ REFUSED = [
     ),
     ((*DEMO, "model.adaptor.kind=mlp"), ["sam, siglip", "'mlp', which reads one"]),
     ((*DEMO, "model.siglip=null"), ["sam", "'hybrid_split', which joins two"]),
-    ((*DEMO, "+optim.parts={vision: {lr_multiplier: 0.1}}"), ["optim.parts", "'vision'"]),
+    (
+        (*DEMO, "+optim.parts={vision: {lr_multiplier: 0.1}}"),
+        ["optim.parts", "'vision'", "Take it out with '~optim.parts.vision'"],
+    ),
 ]
 
 

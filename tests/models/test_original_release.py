@@ -343,6 +343,8 @@ def test_the_config_has_the_released_shape(config_of, build, tiny, tmp_path, exp
     images = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert (images["image_size"], images["do_normalize"], images["min_size"]) == (64, False, 14)
     assert [int(255 * mean) for mean in images["image_mean"]] == [122, 116, 104]
+    assert images["background_color"] == [122, 116, 104]
+    assert (language["bos_token_id"], language["eos_token_id"]) == (0, 1)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1)
     assert tokenizer("<image_placeholder>", add_special_tokens=False)["input_ids"] == [3]
