@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from launching import DEMO, Stages, launch, python, rows_of
+from forked import run_forked
+from launching import DEMO, Stages, rows_of
 from safetensors.torch import load_file
 
 from vltrain.checkpoint.reader import read_part_state
@@ -133,10 +134,10 @@ def test_what_a_stage_kept_frozen_may_train_in_the_next(stages: Stages, workspac
     froze = ("run.name=froze", "stage.freeze=[language.model.embed_tokens.*]")
     shutil.copytree(workspace / "runs/demo/warm_start/sam", workspace / "elsewhere/sam")
     moved = "model.weights.sam=elsewhere/sam"  # equal bytes: taken, and recorded
-    ended = launch(python(), "stage=2", *DEMO, *few, *froze, moved, cwd=workspace)
+    ended = run_forked("stage=2", *DEMO, *few, *froze, moved, processes=1, cwd=workspace)
     assert ended.code == 0, ended.err
     thawed = ("run.name=thawed", "init_from=runs/demo/froze")
-    ended = launch(python(), "stage=3", *DEMO, *few, *thawed, cwd=workspace)
+    ended = run_forked("stage=3", *DEMO, *few, *thawed, processes=1, cwd=workspace)
     assert ended.code == 0, ended.err
     demo = stages.runs[1].parent
     for name in ("froze", "thawed"):
@@ -155,7 +156,7 @@ def test_bf16_trains_nearly_the_same_beside_frozen_towers_in_bf16(
     stages: Stages, workspace: Path
 ) -> None:
     words = ("stage=2", *DEMO, "engine.dtype=bf16", "run.name=bf16", "metrics.wandb.enabled=false")
-    ended = launch(python(), *words, cwd=workspace)
+    ended = run_forked(*words, processes=1, cwd=workspace)
     assert ended.code == 0, ended.err
     assert ended.said("bit-identical to the start") == 1
     rows, wanted = rows_of(stages.runs[2].with_name("bf16")), rows_of(stages.runs[2])
@@ -179,7 +180,7 @@ def test_stages_left_out(stages: Stages, workspace: Path, in_process, tmp_path: 
         ("stage=2", "run.name=without-1", "stage.without=[1]", "init_from=null", *start),
         ("stage=3", "run.name=after-2", "init_from=runs/demo/without-1"),
     ):
-        ended = launch(python(), *words, *DEMO, *few, cwd=workspace)
+        ended = run_forked(*words, *DEMO, *few, processes=1, cwd=workspace)
         assert ended.code == 0, ended.err
     runs = {name: manifest_of(demo / name) for name in ("without-2", "without-1", "after-2")}
     before = {
@@ -207,7 +208,7 @@ def test_parameters_and_states_in_host_memory_train_the_same(
 ) -> None:
     offload = ("engine=zero3_offload", "engine.dtype=fp32", "run.name=offload")
     words = ("stage=1", *DEMO, *offload, "metrics.wandb.enabled=false")
-    ended = launch(python(), *words, cwd=workspace)
+    ended = run_forked(*words, processes=1, cwd=workspace)
     assert ended.code == 0, ended.err
     rows, wanted = rows_of(stages.runs[1].with_name("offload")), rows_of(stages.runs[1])
     assert [row["loss"] for row in rows] == pytest.approx([r["loss"] for r in wanted], rel=1e-5)
