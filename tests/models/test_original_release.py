@@ -73,12 +73,17 @@ def _is_same(found, expected):
         assert torch.equal(found[name], tensor), name
 
 
-@pytest.fixture(params=["hybrid", "siglip_only"])
-def kind(request, tiny, siglip_only):
+@pytest.fixture(params=["hybrid", "siglip_only", "own_neck"])
+def kind(request, config_of, tiny, siglip_only):
     """(our config, the restated shapes, config.json)"""
-    hybrid = request.param == "hybrid"
+    hybrid = request.param != "siglip_only"
+    config = {
+        "hybrid": tiny,
+        "siglip_only": siglip_only,
+        "own_neck": config_of("tiny", {"adaptor": {"train_sam_neck": True}}),
+    }[request.param]
     shapes = released_shapes(TINY_SAM if hybrid else None, TINY_SIGLIP, TINY_LLM)
-    return (tiny if hybrid else siglip_only), shapes, tiny_config_json(hybrid=hybrid)
+    return config, shapes, tiny_config_json(hybrid=hybrid)
 
 
 @pytest.mark.parametrize("name", FULL)
