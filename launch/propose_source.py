@@ -51,9 +51,10 @@ def _proposed(name: str, path: str) -> Proposal | None:
 
 
 def _name(path: str) -> str:
-    """A name for the source: the folder's or the tar's, without digits of a pattern."""
+    """A name for the source: the folder's or the tar's, without digits of a pattern. One that
+    begins with a digit would be a number in YAML."""
     stem = re.sub(r"\W+", "_", re.sub(r"\{.*?\}|\.tar$|\*", "", Path(path).name)).strip("_")
-    return stem.lower() or "source"
+    return stem.lower() if stem[:1].isalpha() else f"source_{stem}".strip("_")
 
 
 if __name__ == "__main__":

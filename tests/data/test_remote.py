@@ -103,6 +103,14 @@ def test_stretches_over_chunks(tmp_path: Path) -> None:
     assert b"".join(remote.chunks(shard, file=file)) == BODY
 
 
+def test_runs_with_chunks_of_another_size_share_the_cache(tmp_path: Path) -> None:
+    shard = put(BODY)
+    for chunk_mib in (KIB, 2 * KIB, KIB / 2):
+        remote = store(tmp_path, chunk_mib=chunk_mib)
+        file = remote.stat(shard)
+        assert remote.read(shard, 600, 3000, file=file) == BODY[600:3600]
+
+
 def test_read_ahead_fetches_what_comes_next(tmp_path: Path) -> None:
     shard, remote = put(BODY), store(tmp_path, read_ahead=2)
     file = remote.stat(shard)
@@ -201,6 +209,10 @@ def test_sources_that_are_refused(tmp_path: Path) -> None:
         source_shards("s", config, remote=None)
     with pytest.raises(ConfigError, match="must hold at least four chunks"):
         store(tmp_path, cache_gib=2 / 2**20)
+    with pytest.raises(ConfigError, match=r"data\.remote\.tries=0 .*: at least one try"):
+        store(tmp_path, tries=0)
+    with pytest.raises(ConfigError, match=r"backoff_seconds=-1: .* waits of 0 seconds or more"):
+        store(tmp_path, backoff_seconds=-1)
     found = source_shards("s", source(config.path, tmp_path), remote=store(tmp_path))
     assert [shard.name for shard in found] == ["x-00.tar", "x-01.tar"]
 

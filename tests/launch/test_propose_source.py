@@ -13,9 +13,11 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
+def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "launch" / "propose_source.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd
+    )
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> None:
@@ -36,6 +38,14 @@ def test_yaml_to_paste(tmp_path: Path) -> None:
     source = {"path": path, "kind": "text", "modality": "language"}
     assert yaml.safe_load(result.stdout) == {"sources": {"x": source}}
     assert yaml.safe_load(run(str(tmp_path / "My Books"), "b").stdout)["sources"].keys() == {"b"}
+
+
+def test_a_name_and_a_path_that_yaml_would_misread(tmp_path: Path) -> None:
+    """As img2dataset names its shards."""
+    write_tar(tmp_path / "00000.tar", {"a.txt": b"a dog"})
+    for path, name in (("00000.tar", "source_00000"), ("{00000..00000}.tar", "source")):
+        found = yaml.safe_load(run(path, cwd=tmp_path).stdout)["sources"]
+        assert found == {name: {"path": path, "kind": "text", "modality": "language"}}
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ earlier one where two read as many. Costs the first few hundred records of up to
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -34,6 +35,8 @@ MOST_CANDIDATES = 24
 """Of one rule of keys; each parses every record that is looked at."""
 _TEXTS_FIRST = ("txt", "text", "caption", "cap", "md")
 _JSON_TEXTS_FIRST = ("caption", "text", "content", "raw_content")
+_PLAIN_PATH = re.compile(r"(?:\w+://)?[\w./][\w ./{},*~+-]*[\w./{},*~+-]")
+"""What YAML takes as it is."""
 _JSON_TOKENS_FIRST = ("input_ids", "tokens", "token_ids", "ids")
 
 
@@ -53,7 +56,8 @@ class Proposal:
         lines = []
         for modality in self.modalities:
             own = name if modality is self.modalities[0] else f"{name}_{modality.value}"
-            lines += [f"{own}:", f"  path: {path}", f"  kind: {self.kind.value}"]
+            where = f"  path: {path if _PLAIN_PATH.fullmatch(path) else json.dumps(path)}"
+            lines += [f"{own}:", where, f"  kind: {self.kind.value}"]
             if is_url(path):
                 lines.append(f"  index_dir: {INDEX_FOLDER}/{name}  # any local folder")
             lines.append(f"  modality: {modality.value}")

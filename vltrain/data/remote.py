@@ -54,6 +54,11 @@ class RemoteStore:
                 f"data.remote.cache_gib={config.cache_gib} with data.remote.chunk_mib="
                 f"{config.chunk_mib}: the cache must hold at least four chunks"
             )
+        if config.tries < 1 or not config.backoff_seconds >= 0:
+            raise ConfigError(
+                f"data.remote.tries={config.tries} and data.remote.backoff_seconds="
+                f"{config.backoff_seconds}: at least one try, and waits of 0 seconds or more"
+            )
         self._connect()
 
     def _connect(self) -> None:
@@ -95,7 +100,7 @@ class RemoteStore:
             first = chunk * self._chunk_bytes
             parts.append(
                 self._cache.read(
-                    _cache_name(shard, version),
+                    self._cache_name(shard, version),
                     chunk,
                     start=max(0, offset - first),
                     end=min(self._chunk_bytes, offset + size - first),
@@ -182,6 +187,12 @@ class RemoteStore:
             raise ConfigError(_no_library("https", error)) from error
         return aiohttp.ClientTimeout(total=self._config.timeout_seconds)
 
+    def _cache_name(self, shard: RemoteShard, version: int) -> str:
+        """With the chunks' size, by which their numbers mean other bytes: runs of a node may share
+        the cache and differ in it."""
+        named = f"{shard.url}#{version}#{self._chunk_bytes}"
+        return xxhash.xxh3_128_hexdigest(named.encode())
+
     def _read_ahead(self, shard: RemoteShard, chunk: int, total: int, version: int) -> None:
         """Ask for the chunks after this one, once each."""
         last = -(-total // self._chunk_bytes) - 1
@@ -204,7 +215,7 @@ class RemoteStore:
     def _ahead_of_need(self) -> None:
         while True:
             shard, chunk, total, version = self._ahead.get()
-            name = _cache_name(shard, version)
+            name = self._cache_name(shard, version)
             if self._cache.holds(name, chunk):
                 continue
             try:
@@ -252,10 +263,6 @@ def named_shards(path: str, *, where: str) -> list[RemoteShard]:
     if len({shard.name for shard in shards}) != len(shards):
         raise DataError(f"{where} names two shards of the same file name; give them two sources")
     return sorted(shards)
-
-
-def _cache_name(shard: RemoteShard, version: int) -> str:
-    return xxhash.xxh3_128_hexdigest(f"{shard.url}#{version}".encode())
 
 
 def _is_the_stores(error: Exception) -> bool:

@@ -55,6 +55,8 @@ def _scan(data: Bytes, shard: Shard) -> Iterator[TarMember]:
         kind, size = header[156:157], _number(header[124:136])
         if kind in _REGULAR and "size" in pax:
             size = int(pax["size"])
+        if size < 0:  # would lead back to what was read already, for ever
+            raise ValueError(f"a size of {size} bytes at byte {position}")
         start = position + BLOCK
         if kind not in _NO_CONTENT:
             position = start + -(-size // BLOCK) * BLOCK
@@ -138,7 +140,10 @@ def _pax_records(data: bytes) -> dict[str, str]:
     records: dict[str, str] = {}
     while data:
         length = int(data.split(b" ", 1)[0])
-        key, _, value = data[:length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
+        _, blank, record = data[: max(length, 0)].partition(b" ")
+        if not blank:
+            raise ValueError(f"an extended header's record of {length} bytes")
+        key, _, value = record.rstrip(b"\n").partition(b"=")
         records[key.decode("utf-8")] = value.decode("utf-8", "backslashreplace")
         data = data[length:]
     return records
