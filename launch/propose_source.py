@@ -14,7 +14,7 @@ from pathlib import Path
 
 from command_line import with_clean_errors
 
-from vltrain.data.layout import find_shards, is_url
+from vltrain.data.layout import find_shards
 from vltrain.data.propose import propose_source
 from vltrain.errors import DataError
 
@@ -26,8 +26,6 @@ def main() -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="of the source")
     given = parser.parse_args()
     path, name = given.path, given.name or _name(given.path)
-    if is_url(path):
-        raise DataError(f"{path}: only local tars are looked at; fetch one of them to a folder")
     proposal = propose_source(find_shards(name, path))
     if proposal is None:
         raise DataError(

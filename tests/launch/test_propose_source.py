@@ -53,7 +53,6 @@ def test_refusals(tmp_path: Path) -> None:
     for words, message in (
         ([], "error: the following arguments are required: PATH"),
         ([str(tmp_path / "s")], "error: no kind reads the first records of"),
-        (["https://h/x.tar"], "error: https://h/x.tar: only local tars are looked at"),
         ([str(tmp_path / "none")], "error: source 'none': 1 of 1 shard names match no file"),
     ):
         result = run(*words)

@@ -36,7 +36,7 @@ MOST_CANDIDATES = 24
 """Of one rule of keys; each parses every record that is looked at."""
 _TEXTS_FIRST = ("txt", "text", "caption", "cap", "md")
 _JSON_TEXTS_FIRST = ("caption", "text", "content", "raw_content")
-_PLAIN_PATH = re.compile(r"[\w./][\w ./{},*~+-]*[\w./{},*~+-]")
+_PLAIN_PATH = re.compile(r"[\w./]([\w ./{},*~+-]|:(?=/))*[\w./{},*~+-]")
 """What YAML takes as it is."""
 _JSON_TOKENS_FIRST = ("input_ids", "tokens", "token_ids", "ids")
 
@@ -69,7 +69,7 @@ class Proposal:
 
 
 def _quoted(place: str) -> str:
-    return json.dumps(place) if ":" in place else place
+    return place if place[:1].isalpha() and ":" not in place else json.dumps(place)
 
 
 @dataclass(frozen=True, slots=True)
