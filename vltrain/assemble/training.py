@@ -18,7 +18,13 @@ import torch
 from vltrain import distributed
 from vltrain.assemble import routers
 from vltrain.assemble.datapath import DataPath, open_data
-from vltrain.assemble.identity import Identity, expected_of, model_digest, refuse_other
+from vltrain.assemble.identity import (
+    Identity,
+    expected_of,
+    model_digest,
+    refuse_other,
+    warn_of_another_start,
+)
 from vltrain.assemble.provenance import lineage
 from vltrain.assemble.recording import Recording, show_masked_examples
 from vltrain.assemble.stage_run import Training, updates_in
@@ -36,9 +42,8 @@ from vltrain.checkpoint.reader import check_fits
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore
 from vltrain.data.assign import micro_batches_per_rank
 from vltrain.data.repetition import repetition_warnings
-from vltrain.engine.config import Dtype
 from vltrain.engine.engine import Engine, build_engine
-from vltrain.engine.render import parameter_dtype
+from vltrain.engine.render import frozen_dtype, parameter_dtype
 from vltrain.engine.sharding import sharing
 from vltrain.engine.start import start
 from vltrain.errors import CheckpointError, DataError
@@ -71,7 +76,10 @@ def assemble_training(
         tokenizer=data.encoder.tokenizer.digest,
         seed=config.run.seed,
     )
-    accepted = refuse_other(config, identity, resumed) if resumed is not None else set()
+    accepted = set()
+    if resumed is not None:
+        accepted = refuse_other(config, identity, resumed)
+        warn_of_another_start(config, resumed)
     origins = _origins(config, data, resumed=resumed, predecessors=predecessors)
     if resumed is None:
         refuse_unasked_random(config.model, origins, may_be_new=may_be_new)
@@ -80,7 +88,7 @@ def assemble_training(
         trainable=config.stage.trainable,
         freeze=config.stage.freeze,
         dtype=getattr(torch, parameter_dtype(config.engine)),
-        frozen_dtype=torch.bfloat16 if config.engine.dtype is Dtype.bf16 else torch.float32,
+        frozen_dtype=getattr(torch, frozen_dtype(config.engine)),
         device=device,
         seed=config.run.seed,
         unfilled=from_files(origins),
