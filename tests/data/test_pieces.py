@@ -57,6 +57,9 @@ def test_a_leaf_draws_its_modality(tmp_path: Path) -> None:
     assert (table.shard_samples, table.other_samples) == ([2, 0, 1], [2, 1, 0])
     assert (table.num_samples, table.num_pieces, table.totals["images"]) == (3, 3, 3)
     assert keys(source, table) == ["1", "3", "6"]
+    # b.tar has none: the numbers of c.tar's pieces follow those of a.tar.
+    shards, rows = table.locate_samples(np.array([2, 0, 1, 2]))
+    assert (shards.tolist(), rows.tolist()) == ([2, 0, 0, 2], [0, 1, 3, 0])
     assert [row.reason for rows in table.excluded for row in rows] == ["bad_json"]
     source, table = opened(tmp_path, Modality.language)
     assert table.shard_samples == [2, 1, 0]

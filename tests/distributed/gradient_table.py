@@ -172,7 +172,7 @@ def compared(engine: Engine, expected: dict[str, torch.Tensor]) -> float:
 def main() -> None:
     out = Path(sys.argv[1])
     torch.set_num_threads(1)
-    start(EngineConfig(timeout_seconds=120))
+    start(EngineConfig(timeout_seconds=300))
     rows = []
     for name, split in SPLITS.items():
         expected_loss, expected = reference(split)

@@ -156,7 +156,7 @@ def test_bf16_trains_nearly_the_same_beside_frozen_towers_in_bf16(
     stages: Stages, workspace: Path
 ) -> None:
     words = ("stage=2", *DEMO, "engine.dtype=bf16", "run.name=bf16", "metrics.wandb.enabled=false")
-    ended = launch(python(), *words, cwd=workspace)
+    ended = run_forked(*words, processes=1, cwd=workspace)
     assert ended.code == 0, ended.err
     assert ended.said("bit-identical to the start") == 1
     rows, wanted = rows_of(stages.runs[2].with_name("bf16")), rows_of(stages.runs[2])
@@ -180,7 +180,7 @@ def test_stages_left_out(stages: Stages, workspace: Path, in_process, tmp_path: 
         ("stage=2", "run.name=without-1", "stage.without=[1]", "init_from=null", *start),
         ("stage=3", "run.name=after-2", "init_from=runs/demo/without-1"),
     ):
-        ended = launch(python(), *words, *DEMO, *few, cwd=workspace)
+        ended = run_forked(*words, *DEMO, *few, processes=1, cwd=workspace)
         assert ended.code == 0, ended.err
     runs = {name: manifest_of(demo / name) for name in ("without-2", "without-1", "after-2")}
     before = {

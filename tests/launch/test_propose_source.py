@@ -53,6 +53,7 @@ def test_refusals(tmp_path: Path) -> None:
     for words, message in (
         ([], "error: the following arguments are required: PATH"),
         ([str(tmp_path / "s")], "error: no kind reads the first records of"),
+        (["http://h/x-*.tar"], "error: http://h/x-*.tar: a store is not listed"),
         ([str(tmp_path / "none")], "error: source 'none': 1 of 1 shard names match no file"),
     ):
         result = run(*words)

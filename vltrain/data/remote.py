@@ -242,17 +242,24 @@ def source_shards(name: str, config: SourceConfig, *, remote: RemoteStore | None
     if remote is None:
         raise ConfigError(f"{where}: only local shards can be read here; copy them to a folder")
     remote.check_scheme(config.path, where=where)
-    if "*" in config.path or not config.path.lower().endswith(".tar"):
-        raise ConfigError(
-            f"{where}: a store is not listed; name its shards, as in "
-            "https://host/folder/x-{000000..000127}.tar"
-        )
+    shards = named_shards(config.path, where=where)
     if config.index_dir is None or is_url(config.index_dir):
         raise ConfigError(
             f"{where}: shards behind a URL need index_dir, a local folder for their index and "
             "token tables"
         )
-    shards = [RemoteShard(url) for url in expand_braces(config.path)]
+    return list(shards)
+
+
+def named_shards(path: str, *, where: str) -> list[RemoteShard]:
+    """The shards that a URL with braces names, sorted. Raises ConfigError for a folder or a ``*``,
+    DataError for two of one name."""
+    if "*" in path or not path.lower().endswith(".tar"):
+        raise ConfigError(
+            f"{where}: a store is not listed; name its shards, as in "
+            "https://host/folder/x-{000000..000127}.tar"
+        )
+    shards = [RemoteShard(url) for url in expand_braces(path)]
     if len({shard.name for shard in shards}) != len(shards):
         raise DataError(f"{where} names two shards of the same file name; give them two sources")
     return sorted(shards)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from vltrain.data.layout import Shard, compressed_message
+from vltrain.data.shardfile import Bytes
 from vltrain.errors import DataError
 
 BLOCK = 512
@@ -20,13 +20,6 @@ _ZEROS = bytes(BLOCK)
 _REGULAR = (b"0", b"\0", b"7")
 _NO_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders: no data blocks
 _COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-
-
-class Bytes(Protocol):
-    """bytes, mmap or memoryview: sliced, never copied whole."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: slice, /) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
