@@ -278,7 +278,10 @@ REFUSED = [
     ),
     ((*DEMO, "model.adaptor.kind=mlp"), ["sam, siglip", "'mlp', which reads one"]),
     ((*DEMO, "model.siglip=null"), ["sam", "'hybrid_split', which joins two"]),
-    ((*DEMO, "+optim.parts={vision: {lr_multiplier: 0.1}}"), ["optim.parts", "'vision'"]),
+    (
+        (*DEMO, "+optim.parts={vision: {lr_multiplier: 0.1}}"),
+        ["optim.parts", "'vision'", "Take it out with '~optim.parts.vision'"],
+    ),
     (
         (*DEMO, "optim.parts.adaptor.lr_multiplier=-1"),
         ["optim.parts.adaptor.lr_multiplier=-1.0: must not be negative"],

@@ -227,7 +227,8 @@ def _check_parts(config: RunConfig) -> None:
     for part in config.optim.parts:
         if part not in available:
             raise ConfigError(
-                f"optim.parts names {part!r}; this model's parts are {', '.join(available)}"
+                f"optim.parts names {part!r}; this model's parts are {', '.join(available)}. "
+                f"Take it out with '~optim.parts.{part}'"
             )
 
 
@@ -274,6 +275,7 @@ _NUMBERS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "model.loss_chunk_tokens",
             "model.encode_images_at_once",
             "engine.timeout_seconds",
+            "engine.start_seconds",
             "engine.stall_seconds",
             "engine.lost_seconds",
             "engine.bucket_elements",
@@ -309,6 +311,7 @@ _NUMBERS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "stability.skip_budget",
             "stability.rollbacks",
             "stability.spike_deviations",
+            "stability.label_share_deviations",
         ),
     ),
     ("must be above 0", lambda value: value > 0, ("optim.lr", "optim.eps")),

@@ -297,7 +297,7 @@ def launch(
         command,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=550,
         check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
     )
@@ -308,7 +308,7 @@ def launch(
 def main() -> None:
     scenario, out, arguments = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
     torch.set_num_threads(1)
-    start(EngineConfig(timeout_seconds=60))
+    start(EngineConfig(timeout_seconds=300))
     result = SCENARIOS[scenario](arguments)
     (out / f"rank-{distributed.rank()}.json").write_text(json.dumps(result))
     distributed.barrier()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from vltrain.engine.config import Dtype, EngineConfig, Offload
-from vltrain.engine.render import parameter_dtype, render
+from vltrain.engine.render import frozen_dtype, parameter_dtype, render
 from vltrain.errors import EngineError
 
 
@@ -51,6 +51,12 @@ def test_bf16_without_zero_keeps_fp32_parameters() -> None:
     assert out["bf16"] == {"enabled": False}
     assert out["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
     assert parameter_dtype(EngineConfig(zero_stage=1)) == "bfloat16"
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_frozen_towers_are_in_bf16_where_the_engine_is(stage: int) -> None:
+    assert frozen_dtype(EngineConfig(zero_stage=stage, dtype=Dtype.bf16)) == "bfloat16"
+    assert frozen_dtype(EngineConfig(zero_stage=stage, dtype=Dtype.fp32)) == "float32"
 
 
 def test_offload_is_rendered() -> None:

@@ -1,4 +1,4 @@
-"""DeepSeek-VL2's three stages, tiny, with two processes through the real launcher: tiles go through
+"""DeepSeek-VL2's three stages, tiny, in two processes: tiles go through
 the whole data path, and what a stage hands over are weights and the routers' corrections. (Stages 1
 and 2 start from the seed: published weights of such a language model cannot be read yet.)"""
 
@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import DEMO, deepspeed, launch, prepare_here, rows_of
+from forked import run_forked
+from launching import DEMO, prepare_here, rows_of
 
 TRAINED = {
     1: {"siglip", "adaptor"},
@@ -46,7 +47,7 @@ def manifest_of(run: Path) -> dict:
 def runs(workspace: Path) -> dict[int, Path]:
     for number in (1, 2, 3):
         prepare_here(workspace, *words(number))
-        ended = launch(deepspeed("--num_gpus", "2"), *words(number), cwd=workspace)
+        ended = run_forked(*words(number), processes=2, cwd=workspace)
         assert ended.code == 0, ended.err
     return {number: workspace / f"runs/demo/tiled{number}" for number in (1, 2, 3)}
 

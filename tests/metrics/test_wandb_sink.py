@@ -124,6 +124,27 @@ def test_an_offline_run_is_recorded_and_its_id_kept(tmp_path, make_row):
     assert set(files) == {f"run-{sink.run_id}.wandb"}
 
 
+def test_no_secret_of_tags_and_name_is_recorded(tmp_path, monkeypatch):
+    given = {}
+
+    def refuse(**arguments):
+        given.update(arguments)
+        raise Error("not now")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    monkeypatch.setenv("HF_TOKEN", "hf_PLANTED1234")
+    WandbSink(
+        WandbConfig(tags=["a", "with-hf_PLANTED1234"]),
+        directory=tmp_path,
+        name="hf_PLANTED1234",
+        run_id=None,
+        config={},
+        every=1,
+    )
+    assert given["tags"] == ["a", "with-REDACTED"]
+    assert given["name"] == "REDACTED"
+
+
 def test_no_secret_of_the_command_line_is_recorded(tmp_path, monkeypatch, make_row):
     words = [
         "data.sources.x.path=https://user:hunter2pass@host/x.tar",

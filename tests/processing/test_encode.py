@@ -252,6 +252,12 @@ def test_a_sample_that_became_shorter(encoder):
         encoder.piece(document("a fox"), start=0, tokens=99)
 
 
+def test_digest_covers_how_the_template_is_written(encoder, monkeypatch):
+    before = encoder.digest
+    monkeypatch.setattr("vltrain.processing.encode.TEMPLATE_VERSION", "another")
+    assert encoder.digest != before
+
+
 def test_digest_covers_tokenizer_geometry_and_rules(encoder):
     same = Encoder(encoder.tokenizer, FixedGeometry(tokens_per_image=IMAGE_TOKENS), RULES)
     assert same.digest == encoder.digest

@@ -15,6 +15,7 @@ from vltrain import distributed
 from vltrain.checkpoint.handoff import Expected
 from vltrain.checkpoint.store import Checkpoint
 from vltrain.errors import CheckpointError
+from vltrain.inspection.difference import value_differences
 from vltrain.models.config import ModelConfig
 from vltrain.processing.encode import Encoder
 from vltrain.runconfig import Accept, RunConfig, to_yaml
@@ -152,16 +153,16 @@ def warn_of_changes(config: RunConfig, checkpoint: Checkpoint) -> None:
 
 
 def _written(checkpoint: Checkpoint, config: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configs that the checkpoint was written with and that we have, as dotted keys; nothing
-    for one that cannot be read."""
+    """The configs that the checkpoint was written with and that we have; nothing for one that
+    cannot be read."""
     path = checkpoint.directory / CONFIG
     if not path.is_file():
         return {}, {}
     try:
-        there = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        there = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError:
         return {}, {}
-    return there, _flat(yaml.safe_load(to_yaml(config)))
+    return there, yaml.safe_load(to_yaml(config))
 
 
 def _changes(checkpoint: Checkpoint, config: RunConfig, what: Accept) -> list[str]:
@@ -174,10 +175,9 @@ def _differences(
     there: dict[str, Any], here: dict[str, Any], *, prefixes: tuple[str, ...]
 ) -> list[str]:
     return [
-        f"{key}: {there.get(key, 'nothing')} there, {here.get(key, 'nothing')} here"
-        for key in sorted(there.keys() | here.keys())
-        if key.startswith(prefixes) and not key.startswith(_NO_CAUSES)
-        if there.get(key) != here.get(key)
+        difference.words()
+        for difference in value_differences(there, here)
+        if difference.key.startswith(prefixes) and not difference.key.startswith(_NO_CAUSES)
     ]
 
 
@@ -186,13 +186,3 @@ def _told(changes: list[str]) -> str:
         return ""
     more = f"; and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
     return f" ({'; '.join(changes[:SHOWN])}{more})"
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    if not isinstance(values, dict) or not values:
-        return {prefix.rstrip("."): values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.")
-    return flat

@@ -32,6 +32,9 @@ class EngineConfig:
     timeout_seconds: int = 600
     """Longest that anything may stand still, waiting for another rank included; the run ends then,
     with the reason."""
+    start_seconds: int = 1800
+    """Longest for one thing that a rank does before the first step: finding the checkpoint, opening
+    the data, building the model, loading weights; the run ends then, with the reason."""
     stall_seconds: int = 300
     """After which a rank that stands still shows its stack traces and what it waits for."""
     lost_seconds: int = 120

@@ -91,6 +91,12 @@ def parameter_dtype(config: EngineConfig) -> str:
     return "bfloat16" if config.dtype == Dtype.bf16 and config.zero_stage > 0 else "float32"
 
 
+def frozen_dtype(config: EngineConfig) -> str:
+    """Dtype of what lies outside the engine and does not train: nothing there keeps masters, so
+    bf16 wherever bf16 is computed in."""
+    return "bfloat16" if config.dtype == Dtype.bf16 else "float32"
+
+
 def _check(config: EngineConfig) -> None:
     if config.zero_stage not in (0, 1, 2, 3):
         raise EngineError(

@@ -105,8 +105,8 @@ class WandbSink:
                 return wandb.init(
                     project=cfg.project,
                     entity=cfg.entity,
-                    tags=list(cfg.tags),
-                    name=name,
+                    tags=[redact(tag) for tag in cfg.tags],
+                    name=redact(name),
                     id=self.run_id,
                     # Offline files of one id are joined when they are synced.
                     resume="allow" if mode == "online" else None,
