@@ -56,18 +56,11 @@ def find_run(directory: Path, *, overrides: Sequence[str] = ()) -> FoundRun:
 
     overrides: ``key=value`` words over the run's config; ``model.weights.PART`` names where a
     frozen part's weights are now, ``model.tokenizer`` the same for the tokenizer. Raises
-    CheckpointError where there is no checkpoint, ConfigError where its model has tiles or experts,
-    ContractError where the tokenizer or the model is not the one that the run was trained with, or
-    the weights of a trained part would be replaced.
+    CheckpointError where there is no checkpoint, ContractError where the tokenizer or the model is
+    not the one that the run was trained with, or the weights of a trained part would be replaced.
     """
     run_directory, checkpoint = _find(directory)
     config = from_file(run_directory / "config.yaml", overrides=overrides)
-    if config.model.tiling is not None or config.model.language.moe is not None:
-        raise ConfigError(
-            f"{run_directory} is a run of model {config.model.name!r}, which has tiles or experts "
-            "(model.tiling, model.language.moe): evaluating, asking and exporting such a model are "
-            "not there yet. It can be trained on, and handed to the next stage with init_from"
-        )
     encoder = build_encoder(config, open_tokenizer(config))
     check_same(checkpoint, expected=expected_of(config, encoder))
     moved = _moved(config, from_file(run_directory / "config.yaml"))
@@ -83,9 +76,17 @@ def find_run(directory: Path, *, overrides: Sequence[str] = ()) -> FoundRun:
 
 
 def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
-    """Load what ``find_run`` finds. Raises what it raises, and ContractError where a frozen part's
-    weights are not those that the run was trained with."""
+    """Load what ``find_run`` finds. Raises what it raises, ContractError where a frozen part's
+    weights are not those that the run was trained with, and ConfigError where its model has tiles
+    or experts."""
     found = find_run(directory, overrides=overrides)
+    model = found.config.model
+    if model.tiling is not None or model.language.moe is not None:
+        raise ConfigError(
+            f"{found.directory} is a run of model {model.name!r}, which has tiles or experts "
+            "(model.tiling, model.language.moe): evaluating and asking such a model are not there "
+            "yet. It can be trained on, handed to the next stage with init_from, and exported"
+        )
     built = build_model(
         found.config.model,
         trainable=(),
