@@ -8,6 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from stages import policy_of
+from vltrain.batch import Template
 from vltrain.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -70,6 +71,9 @@ def test_shares_of_text(compose, stage: int, share: float) -> None:
     assert config.data.mixture.language_share == share
     assert config.data.mixture.ramp.kind.value == "none"
     assert config.stage.system_prompt is None
+    assert config.stage.template is Template.deepseek_vl2
+    with pytest.raises(ConfigError, match="template=deepseek; expected for deepseek_vl2"):
+        policy_of(stage).check(compose(*words(stage, "tiny"), "stage.template=deepseek"))
 
 
 def test_an_image_costs_what_the_paper_says(compose) -> None:

@@ -1,6 +1,7 @@
 """DeepSeek-VL2's three stages, tiny, with two processes through the real launcher: tiles go through
-the whole data path, and what a stage hands over are weights and the routers' corrections. (Stages 1
-and 2 start from the seed: published weights of such a language model cannot be read yet.)"""
+the whole data path, what a stage hands over are weights and the routers' corrections, and its runs
+are evaluated and asked. (Stages 1 and 2 start from the seed: there are no weights of such a
+language model here.)"""
 
 from __future__ import annotations
 
@@ -9,7 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import DEMO, deepspeed, launch, prepare_here, rows_of
+from launching import DEMO, Finished, deepspeed, demo_texts, launch, prepare_here, rows_of
+from PIL import Image
+
+from vltrain.batch import Template
+from vltrain.evaluate.results import read_points
+from vltrain.processing.train_tokenizer import train_bpe
 
 TRAINED = {
     1: {"siglip", "adaptor"},
@@ -27,6 +33,7 @@ def words(number: int) -> tuple[str, ...]:
         f"+stage/deepseek_vl2='{number}'",
         *DEMO,
         "model=tiny_vl2",
+        "model.tokenizer=runs/demo/vl2_tokenizer",
         *(f"model.weights.{part}=null" for part in ("sam", "siglip", "language")),
         f"model.weights.allow_random={'true' if from_seed else 'false'}",
         f"init_from={'null' if from_seed else 'runs/demo/tiled2'}",
@@ -44,6 +51,13 @@ def manifest_of(run: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def runs(workspace: Path) -> dict[int, Path]:
+    train_bpe(
+        demo_texts(workspace),
+        vocab_size=512,
+        directory=workspace / "runs/demo/vl2_tokenizer",
+        image_token="<image>",
+        template=Template.deepseek_vl2,
+    )
     for number in (1, 2, 3):
         prepare_here(workspace, *words(number))
         ended = launch(deepspeed("--num_gpus", "2"), *words(number), cwd=workspace)
@@ -93,9 +107,26 @@ def test_images_cost_their_tiles(runs: dict[int, Path]) -> None:
     assert all(row["images"] > 0 for row in rows_of(runs[1]))
 
 
-def test_what_cannot_be_done_with_such_a_run_is_refused(
-    runs: dict[int, Path], refused: Callable[..., str]
+def test_a_run_is_evaluated_on_tiles_and_blind(
+    runs: dict[int, Path], in_process: Callable[..., Finished]
 ) -> None:
-    said = refused("runs/demo/tiled1", script="eval")
-    assert "tiny_vl2" in said
-    assert "evaluating, asking and exporting such a model are not there yet" in said
+    ended = in_process(
+        "runs/demo/tiled3", "evaluate.max_samples=6", "evaluate.choices=3", script="eval"
+    )
+    assert ended.code == 0, ended.err
+    point = read_points(runs[3])[-1]
+    assert {"text", "emoji", "easy_vqa_what", "digits_qa"} <= set(point.held_out)
+    # Emoji of 72 pixels are four tiles and a whole at 28: blank ones are other tokens to it.
+    loss = point.held_out["emoji"]
+    assert loss.blank_loss not in (None, loss.loss)
+    assert point.questions["easy_vqa_what"]["what"].asked == 6
+
+
+def test_a_run_is_asked(
+    runs: dict[int, Path], in_process: Callable[..., Finished], tmp_path: Path
+) -> None:
+    Image.new("RGB", (60, 30), (250, 20, 20)).save(tmp_path / "red.png")
+    ended = in_process(
+        "runs/demo/tiled3", str(tmp_path / "red.png"), "what color is it?", script="ask"
+    )
+    assert ended.code == 0, ended.err
