@@ -126,7 +126,9 @@ def test_a_run_is_asked(
     runs: dict[int, Path], in_process: Callable[..., Finished], tmp_path: Path
 ) -> None:
     Image.new("RGB", (60, 30), (250, 20, 20)).save(tmp_path / "red.png")
-    ended = in_process(
-        "runs/demo/tiled3", str(tmp_path / "red.png"), "what color is it?", script="ask"
-    )
-    assert ended.code == 0, ended.err
+    ask = ("runs/demo/tiled3", str(tmp_path / "red.png"))
+    answers = [
+        in_process(*ask, "what color is it?", script="ask"),
+        in_process(*ask, "the shape", "--as", "ref", script="ask"),
+    ]
+    assert [answer.code for answer in answers] == [0, 0], [answer.err for answer in answers]
