@@ -28,9 +28,10 @@ def _stock(built):
     return stock.eval()
 
 
-def _theirs(names, stock):
+def _theirs(state, stock):
     """Our name -> theirs."""
-    stored = published_tensors(names, layout=stock.config.model_type)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    stored = published_tensors(shapes, layout=stock.config.model_type)
     return {one.ours[0]: one.theirs for one in stored}
 
 

@@ -76,9 +76,17 @@ def find_run(directory: Path, *, overrides: Sequence[str] = ()) -> FoundRun:
 
 
 def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
-    """Load what ``find_run`` finds. Raises what it raises, and ContractError where a frozen part's
-    weights are not those that the run was trained with."""
+    """Load what ``find_run`` finds. Raises what it raises, ContractError where a frozen part's
+    weights are not those that the run was trained with, and ConfigError where its model has tiles
+    or experts."""
     found = find_run(directory, overrides=overrides)
+    model = found.config.model
+    if model.tiling is not None or model.language.moe is not None:
+        raise ConfigError(
+            f"{found.directory} is a run of model {model.name!r}, which has tiles or experts "
+            "(model.tiling, model.language.moe): evaluating and asking such a model are not there "
+            "yet. It can be trained on, handed to the next stage with init_from, and exported"
+        )
     built = build_model(
         found.config.model,
         trainable=(),
