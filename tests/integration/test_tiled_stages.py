@@ -13,6 +13,7 @@ import pytest
 from launching import DEMO, Finished, deepspeed, demo_texts, launch, prepare_here, rows_of
 from PIL import Image
 
+from vltrain.assemble.inference import load_run
 from vltrain.batch import Template
 from vltrain.evaluate.results import read_points
 from vltrain.processing.train_tokenizer import train_bpe
@@ -120,6 +121,19 @@ def test_a_run_is_evaluated_on_tiles_and_blind(
     loss = point.held_out["emoji"]
     assert loss.blank_loss not in (None, loss.loss)
     assert point.questions["easy_vqa_what"]["what"].asked == 6
+
+
+def test_a_loaded_run_routes_as_it_was_trained(
+    runs: dict[int, Path], workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    built = load_run(runs[3]).built
+    corrections = dict(built.named_tensors())[
+        "language.model.layers.1.mlp.gate.e_score_correction_bias"
+    ]
+    kept = manifest_of(runs[3])["counters"]["routers"]
+    assert corrections.tolist() == pytest.approx(kept[0])
+    assert any(kept[0])
 
 
 def test_a_run_is_asked(

@@ -35,8 +35,10 @@ def parse_message(row: object) -> tuple[Role, list[Part | None]]:
     if not isinstance(name, str) or name not in _ROLES:
         raise RecordFault("bad_record", f"role {name!r} is none of {sorted(_ROLES)}")
     if isinstance(content, str):
-        texts = content.split(IMAGE_MARK)
-        return _ROLES[name], [p for text in texts for p in (None, text)][1:]
+        parts: list[Part | None] = []
+        for text in content.split(IMAGE_MARK):
+            parts += [None, text]
+        return _ROLES[name], parts[1:]
     if isinstance(content, list):
         return _ROLES[name], [p for part in content for p in _parts(part, name=name)]
     raise RecordFault("bad_record", f"content of a {name} message is no text")
