@@ -134,7 +134,8 @@ def test_every_optim_and_data_file_is_used_by_some_composition() -> None:
     data = {f"{m}_stage{n}" for m in ("deepseek_vl", "demo") for n in (1, 2, 3)}
     ablations = {f"deepseek_vl_stage2_{r}" for r in ("100_0", "75_25", "60_40", "25_75", "10_90")}
     warm = {"demo_warm_language", "demo_warm_towers"}
-    assert set(yaml_options("data")) == data | ablations | warm
+    vl2 = {"deepseek_vl2_stage1", "deepseek_vl2_stage2"}  # composed in test_runconfig_vl2
+    assert set(yaml_options("data")) == data | ablations | warm | vl2
 
 
 SOMEWHERE = with_paths(1)
