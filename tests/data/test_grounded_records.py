@@ -92,6 +92,7 @@ def test_parts_of_a_message() -> None:
         (boxes([1, 2, 3]), "lists of four numbers"),
         (boxes([1, 2, 3, "4"]), "lists of four numbers"),
         (boxes([1, 2, 3, True]), "lists of four numbers"),
+        (boxes([1, 2, 3, 10**400]), "lists of four numbers"),
         ({"type": "boxes", "boxes": [1, 2, 3, 4]}, "lists of four numbers"),
         ({"type": "boxes"}, "boxes of a user message are not an image's number and lists"),
         (boxes([0, 0, 1, 1], image="0"), "not an image's number"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vltrain.batch import Learn, Origin, RecordKind, Template
+from vltrain.batch import Learn, Origin, RecordKind, Special, Template
 from vltrain.data.index import Member
 from vltrain.data.records import parse_record
 from vltrain.errors import RecordFault
@@ -19,6 +19,7 @@ from vltrain.processing.encode import Encoder, EncodeRules
 from vltrain.processing.geometry import FixedGeometry
 from vltrain.processing.place_image_token import place_image_token
 from vltrain.processing.tokens import TextTokenizer
+from vltrain.processing.train_tokenizer import train_bpe
 
 ORIGIN = Origin(source="hard", shard="0.tar", key="k")
 IMAGE_TOKENS = 5
@@ -52,6 +53,9 @@ PIECES = [
     "AssistantAssistant",
     ": ",
     "{{ bos_token }}{% for %}",
+    "<|User|>: ",
+    "\n\n<|Assistant|>:",
+    "<|ref|>a<|/ref|><|det|>[[0, 0, 9, 9]]<|/det|>",
 ]
 
 
@@ -181,6 +185,28 @@ def test_labels_of_the_other_templates(tokenizer, template, seed):
     expected = "".join(answer.strip() + END for answer in answers)
     assert tokenizer.decode(example.ids[example.learned]) == expected
     assert (example.ids == tokenizer.eos_id).sum() == len(answers)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_labels_of_deepseek_vl2s_template(tmp_path, seed):
+    directory = train_bpe(
+        PIECES,
+        vocab_size=300,
+        directory=tmp_path,
+        image_token="<image>",
+        template=Template.deepseek_vl2,
+    )
+    vl2 = TextTokenizer.load(directory, image_token="<image>", image_token_id=3)
+    questions, answers, marks = drawn(seed)
+    record = records(questions, answers)["parts"]
+    example = encoded(record, marks, encoder_of(vl2, Template.deepseek_vl2))
+    runs = learned_runs(example)
+    assert [vl2.decode(run) for run in runs] == [answer.strip() + END for answer in answers]
+    roles = [vl2.special_ids[Special.user], vl2.special_ids[Special.assistant]]
+    others = [vl2.bos_id, vl2.eos_id, *vl2.special_ids.values()]
+    found = [i for i in example.ids.tolist() if i in others]
+    assert found == [vl2.bos_id, *[*roles, vl2.eos_id] * len(answers)]
+    assert (example.ids == vl2.image_id).sum() == marks * IMAGE_TOKENS
 
 
 @pytest.mark.parametrize(

@@ -76,4 +76,9 @@ def _parts(part: object, *, name: str) -> list[Part | None]:
 
 
 def _is_box(row: object) -> bool:
-    return isinstance(row, list) and len(row) == 4 and all(type(n) in (int, float) for n in row)
+    return isinstance(row, list) and len(row) == 4 and all(map(_is_pixels, row))
+
+
+def _is_pixels(number: object) -> bool:
+    """JSON has integers of any length, of which few are a float."""
+    return type(number) is float or (type(number) is int and abs(number) < 2**53)
