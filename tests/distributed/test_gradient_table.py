@@ -16,7 +16,7 @@ import pytest
 @pytest.mark.parametrize(
     "processes",
     [
-        pytest.param(1, id="1 rank x 4 micro-batches"),
+        pytest.param(1, id="1 rank x 4 micro-batches", marks=pytest.mark.slow),
         pytest.param(2, id="2 x 2"),
         pytest.param(4, id="4 x 1", marks=pytest.mark.slow),
     ],

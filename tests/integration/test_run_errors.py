@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import DEMO, Finished, Stages, launch, prepare_here, python, rows_of
+from forked import run_forked
+from launching import DEMO, Finished, Stages, prepare_here, rows_of
 
 Refused = Callable[..., str]
 InProcess = Callable[..., Finished]
@@ -193,7 +194,7 @@ def test_an_accepted_recipe_goes_on(stages: Stages, workspace: Path) -> None:
     run = workspace / "runs/demo/other_data"
     shutil.copytree(stages.runs[1], run)
     words = ("stage=1", *DEMO, "run.name=other_data", "optim.steps=8", "data.batch.sequences=2")
-    ended = launch(python(), *words, "resume.accept=[recipe]", cwd=workspace)
+    ended = run_forked(*words, "resume.accept=[recipe]", processes=1, cwd=workspace)
     assert ended.code == 0, ended.err
     assert "accepted: recipe: " in ended.err
     assert "data.batch.sequences: 4 there, 2 here" in ended.err
@@ -202,7 +203,7 @@ def test_an_accepted_recipe_goes_on(stages: Stages, workspace: Path) -> None:
     assert rows[:6] == before
     assert [(row["step"], row["packs"]) for row in rows[6:]] == [(7, 2), (8, 2)]
     # Now the checkpoint is of the new recipe: nothing more to accept.
-    ended = launch(python(), *words, "optim.steps=9", cwd=workspace)
+    ended = run_forked(*words, "optim.steps=9", processes=1, cwd=workspace)
     assert ended.code == 0, ended.err
     assert [row["step"] for row in rows_of(run)] == list(range(1, 10))
 
@@ -257,7 +258,7 @@ def batches_of(run: Path) -> list[tuple[int, str]]:
 def ended_by_itself(workspace: Path, *words: str) -> str:
     """What a run said that trains before it ends with an error: in a process of its own, because
     DeepSpeed cannot be started twice in one."""
-    ended = launch(python(), *words, cwd=workspace)
+    ended = run_forked(*words, processes=1, cwd=workspace)
     assert ended.code == 2, ended.err
     assert "Traceback" not in ended.err
     return ended.err

@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from launching import DEMO, Stages, launch, python, rows_of
+from forked import run_forked
+from launching import DEMO, Stages, rows_of
 from safetensors.torch import load_file
 
 from vltrain.checkpoint.reader import read_part_state
@@ -133,10 +134,10 @@ def test_what_a_stage_kept_frozen_may_train_in_the_next(stages: Stages, workspac
     froze = ("run.name=froze", "stage.freeze=[language.model.embed_tokens.*]")
     shutil.copytree(workspace / "runs/demo/warm_start/sam", workspace / "elsewhere/sam")
     moved = "model.weights.sam=elsewhere/sam"  # equal bytes: taken, and recorded
-    ended = launch(python(), "stage=2", *DEMO, *few, *froze, moved, cwd=workspace)
+    ended = run_forked("stage=2", *DEMO, *few, *froze, moved, processes=1, cwd=workspace)
     assert ended.code == 0, ended.err
     thawed = ("run.name=thawed", "init_from=runs/demo/froze")
-    ended = launch(python(), "stage=3", *DEMO, *few, *thawed, cwd=workspace)
+    ended = run_forked("stage=3", *DEMO, *few, *thawed, processes=1, cwd=workspace)
     assert ended.code == 0, ended.err
     demo = stages.runs[1].parent
     for name in ("froze", "thawed"):
@@ -155,7 +156,7 @@ def test_parameters_and_states_in_host_memory_train_the_same(
 ) -> None:
     offload = ("engine=zero3_offload", "engine.dtype=fp32", "run.name=offload")
     words = ("stage=1", *DEMO, *offload, "metrics.wandb.enabled=false")
-    ended = launch(python(), *words, cwd=workspace)
+    ended = run_forked(*words, processes=1, cwd=workspace)
     assert ended.code == 0, ended.err
     rows, wanted = rows_of(stages.runs[1].with_name("offload")), rows_of(stages.runs[1])
     assert [row["loss"] for row in rows] == pytest.approx([r["loss"] for r in wanted], rel=1e-5)

@@ -43,16 +43,12 @@ SIZES = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 8,
 }
-SOFTMAX = {"scoring": "softmax", "selection": "greedy", "normalise_weights": False, "scale": 1.0}
 MODEL_TYPES = {"tiny": "deepseek", "small": "deepseek_v2", "base": "deepseek_v3"}
 
 
 @pytest.fixture
-def config(request, config_of):
-    variant = request.param
-    moe = {"shared": 2, **({} if variant == "base" else SOFTMAX)}
-    language = {"moe": moe, "init_std": 0.2, **({"mla": None} if variant == "tiny" else {})}
-    return config_of("tiny_vl2", {"language": language})
+def config(request, small_vl2):
+    return small_vl2(request.param, init_std=0.2)
 
 
 def fresh(config):

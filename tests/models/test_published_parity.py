@@ -94,7 +94,7 @@ def test_loss_and_gradients(pair, pack):
         **_pixels(built.config, batch.images),
     ).loss.backward()
     gradients = {name: p.grad for name, p in stock.named_parameters()}
-    theirs = _theirs([name for name, _ in built.module.named_parameters()], stock)
+    theirs = _theirs(dict(built.module.named_parameters()), stock)
     for name, parameter in built.module.named_parameters():
         expected = gradients[theirs[name]]
         scale = expected.abs().max().clamp(min=1.0)  # key biases' true gradient is zero

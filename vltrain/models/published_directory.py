@@ -37,9 +37,9 @@ from vltrain.models.tensor_files import TensorFile, open_tensors
 
 _SHARD = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})\.(safetensors|bin)")
 _SUFFIXES = {"safetensors": "*.safetensors", "bin": "pytorch_model*.bin"}
+_STEMS = {"safetensors": "model", "bin": "pytorch_model"}
 SHOWN = 10
 """Tensors that a message shows."""
-_STEMS = {"safetensors": "model", "bin": "pytorch_model"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
