@@ -103,7 +103,8 @@ def clean_arguments(arguments: Sequence[str]) -> list[str]:
     """Command-line words as Hydra can take them.
 
     Drops the DeepSpeed launcher's ``--local_rank=N`` (and ``--local_rank N``); quotes the digit of
-    ``stage=2``, so that it names a file of conf/stage/; writes ``resume=auto`` out.
+    ``stage=2``, so that it names a file of conf/stage/; writes ``resume=auto`` out; quotes a value
+    with a further ``=``, such as the directory of a sweep's run.
     """
     cleaned: list[str] = []
     words = iter(arguments)
@@ -113,6 +114,7 @@ def clean_arguments(arguments: Sequence[str]) -> list[str]:
         elif not re.fullmatch(r"--local[_-]rank=\d+", word):
             word = re.sub(r"^stage=(\d+)$", r"stage='\1'", word)
             word = re.sub(r"^resume=(?=\w)", "resume.mode=", word)
+            word = re.sub(r"^([^-=][^=]*)=([^'\"({[]*=[^'\"({[]*)$", r"\1='\2'", word)
             cleaned.append(word)
     return cleaned
 
@@ -272,6 +274,7 @@ _NUMBERS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "model.loss_chunk_tokens",
             "model.encode_images_at_once",
             "engine.timeout_seconds",
+            "engine.start_seconds",
             "engine.stall_seconds",
             "engine.lost_seconds",
             "engine.bucket_elements",
@@ -295,6 +298,8 @@ _NUMBERS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "optim.weight_decay",
             "optim.clip_norm",
             "optim.schedule.warmup_steps",
+            "model.router.penalty_weight",
+            "model.router.correction_step",
             "data.loader.workers",
             "data.faults.budget",
             "data.faults.grace",
@@ -305,9 +310,11 @@ _NUMBERS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "stability.skip_budget",
             "stability.rollbacks",
             "stability.spike_deviations",
+            "stability.label_share_deviations",
         ),
     ),
     ("must be above 0", lambda value: value > 0, ("optim.lr", "optim.eps")),
+    ("expected 0 to 4294967295", lambda value: 0 <= value < 2**32, ("run.seed",)),
     (
         "must be 0 or more and below 1",
         lambda value: 0 <= value < 1,
@@ -357,8 +364,21 @@ def _check_schedule(config: RunConfig) -> None:
                 f"optim.schedule.milestones={schedule.milestones}: rising shares of the steps, "
                 "each between 0 and 1"
             )
-    if schedule.warmup_steps >= config.optim.steps:
+        if not all(factor >= 0 for factor in schedule.factors):
+            raise ConfigError(
+                f"optim.schedule.factors={schedule.factors}: shares of the peak, each 0 or more"
+            )
+    _check_warmup("optim.schedule", steps=schedule.warmup_steps, of=config.optim.steps)
+    for part, own in config.optim.parts.items():
+        for name in ("lr_multiplier", "weight_decay", "warmup_steps"):
+            value = getattr(own, name)
+            if value is not None and not value >= 0:
+                raise ConfigError(f"optim.parts.{part}.{name}={value}: must not be negative")
+        _check_warmup(f"optim.parts.{part}", steps=own.warmup_steps or 0, of=config.optim.steps)
+
+
+def _check_warmup(where: str, *, steps: int, of: int) -> None:
+    if steps >= of:
         raise ConfigError(
-            f"optim.schedule.warmup_steps={schedule.warmup_steps} leaves nothing of optim.steps="
-            f"{config.optim.steps}; lower the warm-up"
+            f"{where}.warmup_steps={steps} leaves nothing of optim.steps={of}; lower the warm-up"
         )

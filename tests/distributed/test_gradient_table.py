@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.timeout(1900)
 @pytest.mark.parametrize(
     "processes",
     [
@@ -31,7 +32,7 @@ def test_gradients_are_those_of_plain_torch(tmp_path: Path, processes: int) -> N
         ],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
         check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
     )

@@ -179,9 +179,11 @@ def test_a_model_that_would_compute_something_else_is_told_apart(small_vl2):
         "config.json: the rotary embedding of language is of type 'yarn'; only the default one is "
         "trained here",
     ]
-    settings["language_config"] = {**small_config_json("base")["language_config"], "n_group": 8}
+    told = {"n_group": 8, "hidden_act": "gelu"}
+    settings["language_config"] = {**small_config_json("base")["language_config"], **told}
     assert setting_differences(settings, part="language", config=config) == [
-        "config.json: n_group of language is 8, expected 1"
+        "config.json: n_group of language is 8, expected 1",
+        "config.json: hidden_act of language is gelu, expected silu",
     ]
     settings["language_config"] = ["moe"]
     (said,) = setting_differences(settings, part="language", config=config)

@@ -28,6 +28,7 @@ _V2: dict[str, Any] = {
     "n_group": 1,
     "moe_layer_freq": 1,
     "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "deepseek": {**_V2, "use_mla": False, "q_lora_rank": None},
@@ -70,6 +71,7 @@ def language_settings(config: LanguageConfig) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.norm_eps,
+        "hidden_act": "silu",
         "rope_theta": config.rope_theta,
         "tie_word_embeddings": False,
         "use_mla": mla is not None,

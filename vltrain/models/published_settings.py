@@ -57,6 +57,13 @@ _COMPARED = {
         "rms_norm_eps": "norm_eps",
     },
 }
+_CONSTANTS = {
+    "sam": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    "siglip": {"layer_norm_eps": 1e-6},
+    "language": {"hidden_act": "silu"},
+}
+"""What the parts compute with, whatever their config. (SigLIP's activation is a choice of ours: its
+own config.json has another than DeepSeek-VL runs it with.)"""
 _VL2_HEADS = 16
 """Of SigLIP, where a VL2's vision_config does not say."""
 _VL2_PROJECTOR: dict[str, Any] = {
@@ -110,11 +117,16 @@ def _class_differences(said: Mapping[str, Any], *, part: str, config: ModelConfi
     known = {key: value for key, value in said.items() if key != "model_type"}
     found: PretrainedConfig = _CLASSES[part](**known)
     own = getattr(config, part)
-    return [
+    differences = [
         f"config.json: {key} of {part} is {getattr(found, key)}, model.{part}.{field} is "
         f"{getattr(own, field)}"
         for key, field in _COMPARED[part].items()
         if getattr(found, key) != getattr(own, field)
+    ]
+    return differences + [
+        f"config.json: {key} of {part} is {getattr(found, key)}; here it is always {constant}"
+        for key, constant in _CONSTANTS[part].items()
+        if getattr(found, key) != constant
     ]
 
 
