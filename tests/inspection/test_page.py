@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -94,6 +95,16 @@ def test_everything_of_a_step_is_on_the_page(mix: Callable[..., Opened]) -> None
     for image in page.images:
         data = base64.b64decode(image.removeprefix("data:image/png;base64,"), validate=True)
         Image.open(io.BytesIO(data)).verify()
+
+
+def test_tiles_are_counted_under_their_picture(mix: Callable[..., Opened]) -> None:
+    opened = mix()
+    views = opened.views(2)
+    shown = [(view, pack) for view in views for pack in view.packs if pack.grids]
+    assert "tiles" not in page_of(opened, views).text
+    view, pack = shown[0]
+    tiled = replace(view, packs=(replace(pack, grids=((3, 2), *pack.grids[1:])),))
+    assert page_of(opened, [tiled]).text.count("4 tokens, 3 x 2 tiles") == 1
 
 
 def test_what_a_record_says_is_no_markup(tmp_path: Path) -> None:

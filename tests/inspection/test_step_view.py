@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from shard_makers import png, write_tar
+import torch
+from shard_makers import byte_tokenizer, png, write_tar
 from tiny_mix import Opened, data_config, open_mix, text_source
 
-from vltrain.batch import Learn, Modality, RecordKind
+from vltrain.batch import Learn, MicroBatchPlan, Modality, RecordKind
 from vltrain.data.config import BatchConfig, MixtureConfig, PackingConfig, SourceConfig
-from vltrain.inspection.step_view import TokenKind, thumbnail
+from vltrain.inspection.step_view import TokenKind, thumbnail, view_pack
 
 BOS, END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 UNPACKED = {
@@ -73,10 +75,25 @@ def test_neighbouring_images_are_told_apart(tmp_path: Path) -> None:
         ("k.0.png", png(16, 16, color="red")),
         ("k.1.png", png(16, 16, color="blue")),
     ]
-    pack = one_source(tmp_path, members, kind=RecordKind.interleaved).views(1)[0].packs[0]
+    opened = one_source(tmp_path, members, kind=RecordKind.interleaved)
+    pack = opened.views(1)[0].packs[0]
     images = [run for run in pack.pieces[0].runs if run.kind is TokenKind.image]
     assert [(run.tokens, run.image) for run in images] == [(4, 0), (4, 1)]
     assert [picture[0, 0].tolist() for picture in pack.pictures] == [[255, 0, 0], [0, 0, 255]]
+    assert pack.grids == ((0, 0), (0, 0))
+
+    # The same with two tiles beside the first image and one beside the second.
+    batch = opened.dataset[MicroBatchPlan(step=0, micro=0, packs=(pack.plan,), num_slots=1)]
+    tiles = replace(
+        batch,
+        images=batch.images[[0, 1, 1, 1, 0]],
+        grids=torch.tensor([[2, 1], [1, 1]]),
+    )
+    tiled = view_pack(
+        pack.plan, tiles, modalities=opened.modalities, decode=byte_tokenizer().decode
+    )
+    assert tiled.grids == ((2, 1), (1, 1))
+    assert [picture[0, 0].tolist() for picture in tiled.pictures] == [[255, 0, 0], [0, 0, 255]]
 
 
 def test_pieces_of_a_pack_lie_side_by_side(mix: Callable[..., Opened]) -> None:

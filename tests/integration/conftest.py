@@ -9,7 +9,6 @@ import os
 import re
 import runpy
 import sys
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from launching import (
     Finished,
     Stages,
     deepspeed,
+    demo_texts,
     launch,
     prepare_here,
     python,
@@ -48,8 +48,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for _ in write_demo(root / "data/demo", limit=RECORDS):
         pass
     warm = root / "runs/demo/warm_start"
-    texts = _texts(root / "data/demo")
-    train_bpe(texts, vocab_size=512, directory=warm / "language")
+    train_bpe(demo_texts(root), vocab_size=512, directory=warm / "language")
     write_weights(warm, seed=7)
     write_weights(root / "other", seed=8)
     write_weights(root / "runs/demo/tiled_parts", seed=9, model="tiny_vl2")
@@ -77,15 +76,6 @@ def write_weights(directory: Path, *, seed: int, model: str = "tiny") -> None:
         for name in state.keys() - dict(built.named_parameters()).keys():
             state[name] = torch.tensor([0.25] + [0.0] * (len(state[name]) - 1))
         export_part(directory / part, config=config, part=part, state=state)
-
-
-def _texts(data: Path) -> Iterator[str]:
-    for shard in sorted(data.glob("*/train/*.tar")):
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                stream = tar.extractfile(member)
-                if stream is not None and member.name.endswith((".txt", ".json")):
-                    yield stream.read().decode("utf-8")
 
 
 @pytest.fixture(scope="session")

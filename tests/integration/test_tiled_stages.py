@@ -1,6 +1,6 @@
 """DeepSeek-VL2's three stages, tiny, in two processes: stage 1 starts from published parts, tiles
-go through the whole data path, what a stage hands over are weights and the routers' corrections,
-and what is left of it is exported in the released layout."""
+go through the whole data path, what a stage hands over are weights and the routers' corrections;
+its runs are evaluated and asked, and exported in the released layout."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 from forked import run_forked
-from launching import DEMO, Finished, prepare_here, rows_of
+from launching import DEMO, Finished, demo_texts, prepare_here, rows_of
+from PIL import Image
 from safetensors.torch import load_file
 
 from vltrain.assemble.exporting import RunWeights
-from vltrain.assemble.inference import find_run
+from vltrain.assemble.inference import find_run, load_run
+from vltrain.batch import Template
+from vltrain.evaluate.results import read_points
 from vltrain.models.build import build_model
 from vltrain.models.trainable import parts_of
 from vltrain.models.weights import load_weights
+from vltrain.processing.train_tokenizer import train_bpe
 
 TRAINED = {
     1: {"siglip", "adaptor"},
@@ -37,6 +41,7 @@ def words(number: int) -> tuple[str, ...]:
         f"+stage/deepseek_vl2='{number}'",
         *DEMO,
         "model=tiny_vl2",
+        "model.tokenizer=runs/demo/vl2_tokenizer",
         "model.weights.sam=null",
         *(f"model.weights.{part}={published.format(part)}" for part in ("siglip", "language")),
         f"init_from={start}",
@@ -54,6 +59,13 @@ def manifest_of(run: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def runs(workspace: Path) -> dict[int, Path]:
+    train_bpe(
+        demo_texts(workspace),
+        vocab_size=512,
+        directory=workspace / "runs/demo/vl2_tokenizer",
+        image_token="<image>",
+        template=Template.deepseek_vl2,
+    )
     for number in (1, 2, 3):
         prepare_here(workspace, *words(number))
         ended = run_forked(*words(number), processes=2, cwd=workspace)
@@ -104,12 +116,49 @@ def test_images_cost_their_tiles(runs: dict[int, Path]) -> None:
     assert all(row["images"] > 0 for row in rows_of(runs[1]))
 
 
-def test_what_cannot_be_done_with_such_a_run_is_refused(
+def test_a_run_is_evaluated_on_tiles_and_blind(
+    runs: dict[int, Path], in_process: Callable[..., Finished]
+) -> None:
+    ended = in_process(
+        "runs/demo/tiled3", "evaluate.max_samples=6", "evaluate.choices=3", script="eval"
+    )
+    assert ended.code == 0, ended.err
+    point = read_points(runs[3])[-1]
+    assert {"text", "emoji", "easy_vqa_what", "digits_qa"} <= set(point.held_out)
+    # Emoji of 72 pixels are four tiles and a whole at 28: blank ones are other tokens to it.
+    loss = point.held_out["emoji"]
+    assert loss.blank_loss not in (None, loss.loss)
+    assert point.questions["easy_vqa_what"]["what"].asked == 6
+
+
+def test_a_loaded_run_routes_as_it_was_trained(
+    runs: dict[int, Path], workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    built = load_run(runs[3]).built
+    corrections = dict(built.named_tensors())[
+        "language.model.layers.1.mlp.gate.e_score_correction_bias"
+    ]
+    kept = manifest_of(runs[3])["counters"]["routers"]
+    assert corrections.tolist() == pytest.approx(kept[0])
+    assert any(kept[0])
+
+
+def test_a_run_is_asked(
+    runs: dict[int, Path], in_process: Callable[..., Finished], tmp_path: Path
+) -> None:
+    Image.new("RGB", (60, 30), (250, 20, 20)).save(tmp_path / "red.png")
+    ask = ("runs/demo/tiled3", str(tmp_path / "red.png"))
+    answers = [
+        in_process(*ask, "what color is it?", script="ask"),
+        in_process(*ask, "the shape", "--as", "ref", script="ask"),
+    ]
+    assert [answer.code for answer in answers] == [0, 0], [answer.err for answer in answers]
+
+
+def test_the_other_layouts_have_no_place_for_it(
     runs: dict[int, Path], refused: Callable[..., str]
 ) -> None:
-    said = refused("runs/demo/tiled1", script="eval")
-    assert "tiny_vl2" in said
-    assert "evaluating and asking such a model are not there yet" in said
     said = refused("runs/demo/tiled1", "exported", script="export")
     assert "transformers has no class for it" in said
     assert "Export it with --format deepseek_vl2" in said

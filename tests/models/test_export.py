@@ -71,6 +71,8 @@ def test_stock_model_gives_the_same_logits(exported, pack):
         found = batch.logits(built)
     torch.testing.assert_close(found[real], expected[real], rtol=1e-5, atol=1e-5)
     assert stock.generation_config.eos_token_id == 1
+    text = stock.config.text_config
+    assert (text.bos_token_id, text.eos_token_id) == (0, 1)
 
 
 def test_stock_processor_gives_the_same_ids_and_nearly_the_same_pixels(exported):

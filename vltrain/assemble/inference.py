@@ -14,11 +14,12 @@ import torch
 
 from vltrain.assemble.datapath import build_encoder, open_tokenizer
 from vltrain.assemble.identity import expected_of
+from vltrain.assemble.routers import restore
 from vltrain.assemble.weights import from_files, load_parts, trained_records
 from vltrain.checkpoint.handoff import HandOff, check_same, continue_from, refuse_replaced
 from vltrain.checkpoint.manifest import MANIFEST
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore, open_checkpoint
-from vltrain.errors import CheckpointError, ConfigError
+from vltrain.errors import CheckpointError
 from vltrain.models.build import BuiltModel, build_model
 from vltrain.models.trainable import parts_of
 from vltrain.processing.encode import Encoder
@@ -77,16 +78,9 @@ def find_run(directory: Path, *, overrides: Sequence[str] = ()) -> FoundRun:
 
 def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
     """Load what ``find_run`` finds. Raises what it raises, ContractError where a frozen part's
-    weights are not those that the run was trained with, and ConfigError where its model has tiles
-    or experts."""
+    weights are not those that the run was trained with, and CheckpointError where the corrections
+    of its routers are of another model."""
     found = find_run(directory, overrides=overrides)
-    model = found.config.model
-    if model.tiling is not None or model.language.moe is not None:
-        raise ConfigError(
-            f"{found.directory} is a run of model {model.name!r}, which has tiles or experts "
-            "(model.tiling, model.language.moe): evaluating and asking such a model are not there "
-            "yet. It can be trained on, handed to the next stage with init_from, and exported"
-        )
     built = build_model(
         found.config.model,
         trainable=(),
@@ -99,6 +93,7 @@ def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
     )
     recorded = trained_records(found.checkpoint)
     load_parts(built, found.origins, trainable=(), recorded=recorded)
+    restore(built, found.checkpoint.manifest)
     return LoadedRun(
         directory=found.directory,
         config=found.config,

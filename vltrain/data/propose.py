@@ -70,7 +70,7 @@ class Proposal:
 
 
 def _quoted(place: str) -> str:
-    return json.dumps(place) if ":" in place else place
+    return place if place[:1].isalpha() and ":" not in place else json.dumps(place)
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,12 +95,17 @@ def _runs(piece: PieceView, pack: PackView) -> list[dict[str, Any]]:
             "tokens": run.tokens,
             "is_learned": run.kind is TokenKind.learned,
             "image": run.image,
+            "tiles": "" if run.image is None else _tiles(*pack.grids[run.image]),
             "picture_png": None
             if run.image is None
             else _inline(Image.fromarray(pack.pictures[run.image])),
         }
         for run in piece.runs
     ]
+
+
+def _tiles(columns: int, rows: int) -> str:
+    return f", {columns} x {rows} tiles" if columns else ""
 
 
 def _rgb(color: str) -> tuple[int, int, int]:

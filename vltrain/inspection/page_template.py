@@ -79,7 +79,7 @@ targets, {{ piece.view.images }} images</span></p>
 {% else %}<div class="text">
 {%- for run in piece.runs %}
 {%- if run.picture_png %}<span class="picture"><img alt="image {{ run.image }}"
-  src="data:image/png;base64,{{ run.picture_png }}">{{ run.tokens }} tokens</span>
+  src="data:image/png;base64,{{ run.picture_png }}">{{ run.tokens }} tokens{{ run.tiles }}</span>
 {%- elif run.is_learned %}<mark>{{ run.text }}</mark>{% else %}{{ run.text }}{% endif %}
 {%- endfor %}</div>{% endif %}
 </div>

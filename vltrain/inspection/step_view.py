@@ -77,12 +77,14 @@ class PieceView:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackView:
     """A pack as read. kinds: uint8 (T,), TokenKind of every column. pictures: uint8 (s, s, 3) each,
-    s <= THUMBNAIL_SIDE, in reading order."""
+    s <= THUMBNAIL_SIDE, in reading order: of each image the whole. grids: columns and rows of its
+    tiles, (0, 0) where there are none."""
 
     plan: PackPlan
     pieces: tuple[PieceView, ...]
     kinds: np.ndarray
     pictures: tuple[np.ndarray, ...]
+    grids: tuple[tuple[int, int], ...]
     digest: bytes
 
 
@@ -189,6 +191,7 @@ def view_pack(
         pieces=tuple(pieces),
         kinds=kinds,
         pictures=tuple(thumbnail(square) for square in batch.whole_images.numpy()),
+        grids=tuple((columns, rows) for columns, rows in batch.grids.tolist()),
         digest=batch.pack_digests[0],
     )
 
