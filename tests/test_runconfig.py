@@ -261,6 +261,10 @@ REFUSED = [
     ),
     ((*DEMO, "engine.zero_stage=4"), ["zero_stage=4", "0, 1, 2 or 3"]),
     ((*DEMO, "engine.offload_params=cpu"), ["zero_stage=3"]),
+    (
+        (*DEMO, "+engine.extra.expert_parallel={enabled: true, autoep_size: 2}"),
+        ["engine.extra.expert_parallel", "docs/model.md"],
+    ),
     ((*DEMO, "data.packing.sequence_length=16"), ["sequence_length=16", "16 tokens"]),
     ((*DEMO, "data.packing.sequence_length=100000"), ["max_positions"]),
     ((*DEMO, "data.packing.image_tokens_on_top=true"), ["one budget"]),

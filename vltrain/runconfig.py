@@ -24,6 +24,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from vltrain.checkpoint.config import CheckpointConfig
 from vltrain.data.config import DataConfig
 from vltrain.engine.config import EngineConfig, Offload
+from vltrain.engine.render import refuse_owned
 from vltrain.errors import ConfigError
 from vltrain.evaluate.config import EvaluateConfig
 from vltrain.metrics.config import MetricsConfig
@@ -208,6 +209,7 @@ def _absolute(path: str | None) -> str | None:
 def check(config: RunConfig) -> None:
     """Rules that cross sections; each says what was found, what was expected, and what to do."""
     check_model(config.model)
+    refuse_owned(config.engine)
     _check_parts(config)
     _check_numbers(config)
     _check_mixture(config)
