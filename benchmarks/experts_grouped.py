@@ -103,9 +103,7 @@ def experts_of(size: Size, *, kind: ExpertsKind, device: str) -> DeepseekV3Exper
         max_positions=size.tokens,
         moe=moe,
     )
-    module = DeepseekV3Experts(
-        deepseek_v3_config(language, attention=Attention.sdpa, experts=kind)
-    )
+    module = DeepseekV3Experts(deepseek_v3_config(language, attention=Attention.sdpa, experts=kind))
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=size.width**-0.5, generator=generator)

@@ -247,6 +247,10 @@ REFUSED = [
     ((*DEMO, "optim.lr=nan"), ["optim.lr=nan", "above 0"]),
     ((*DEMO, "optim.beta1=2"), ["optim.beta1=2", "below 1"]),
     ((*DEMO, "optim.beta2=1"), ["optim.beta2=1", "below 1"]),
+    (
+        (*DEMO, "optim.moments=bf16", "optim.beta2=0.999"),
+        ["optim.moments=bf16", "optim.beta2=0.999", "optim.moments=fp32"],
+    ),
     ((*DEMO, "optim.schedule.final_fraction=-1"), ["final_fraction=-1", "between 0 and 1"]),
     ((*DEMO, "evaluate.choices=1"), ["evaluate.choices=1", "at least 2"]),
     *(

@@ -54,6 +54,7 @@ def test_table_2(compose, size: str, stage: int) -> None:
     ) == TABLE_2[size, stage]
     assert (optim.weight_decay, optim.clip_norm, optim.beta1, optim.beta2) == (0.1, 1.0, 0.9, 0.95)
     assert {part: own.lr_multiplier for part, own in optim.parts.items()} == {"siglip": 0.1}
+    assert optim.moments.value == ("bf16" if size == "base" else "fp32")  # "BF16 Optimizer"
     assert config.data.packing.sequence_length == 4096
     assert not config.data.packing.image_tokens_on_top
 

@@ -31,7 +31,7 @@ from vltrain.metrics.config import MetricsConfig
 from vltrain.models.check import check_model
 from vltrain.models.config import PARTS, ModelConfig
 from vltrain.models.vision_files import with_described_vit
-from vltrain.optim.config import OptimConfig, ScheduleKind
+from vltrain.optim.config import Moments, OptimConfig, ScheduleKind
 from vltrain.redact import redact
 from vltrain.train.config import StabilityConfig, StageConfig
 
@@ -213,7 +213,7 @@ def check(config: RunConfig) -> None:
     _check_parts(config)
     _check_numbers(config)
     _check_mixture(config)
-    _check_schedule(config)
+    _check_optim(config)
 
 
 def _check_parts(config: RunConfig) -> None:
@@ -344,7 +344,7 @@ def _check_numbers(config: RunConfig) -> None:
         )
 
 
-def _check_schedule(config: RunConfig) -> None:
+def _check_optim(config: RunConfig) -> None:
     schedule = config.optim.schedule
     if schedule.kind is ScheduleKind.step:
         if len(schedule.milestones) != len(schedule.factors) or not schedule.milestones:
@@ -359,6 +359,13 @@ def _check_schedule(config: RunConfig) -> None:
                 f"optim.schedule.milestones={schedule.milestones}: rising shares of the steps, "
                 "each between 0 and 1"
             )
+    if config.optim.moments is Moments.bf16 and max(config.optim.beta1, config.optim.beta2) > 0.99:
+        raise ConfigError(
+            f"optim.moments=bf16 with optim.beta1={config.optim.beta1} and optim.beta2="
+            f"{config.optim.beta2}: bf16 keeps 8 bits, so a moment that moves by less than a "
+            "hundredth of what is new would stand still; lower them to 0.99, or set "
+            "optim.moments=fp32"
+        )
     if schedule.warmup_steps >= config.optim.steps:
         raise ConfigError(
             f"optim.schedule.warmup_steps={schedule.warmup_steps} leaves nothing of optim.steps="

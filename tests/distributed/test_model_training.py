@@ -44,6 +44,8 @@ def check(out: Path, *, cases: list[dict], timeout_seconds: int) -> None:
                 assert row["frozen_moved"] == 0, where
                 assert row["corrections_apart"] == 0, where
                 assert (row["corrections_moved"] > 0) == (case["model"] == "tiny_vl2"), where
+                if case["model"] == "tiny_vl2" and step == 1:  # equal tokens choose few experts
+                    assert row["idle_experts"][0] > row["idle_experts"][1], where
                 assert row["frozen"] > 0 or "sam" not in case["overrides"], where
 
 
