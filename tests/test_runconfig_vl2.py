@@ -100,3 +100,11 @@ def test_the_policy_guards_what_trains(compose, stage: int, word: str, said: lis
 def test_a_sequence_must_hold_the_largest_image(compose) -> None:
     with pytest.raises(ConfigError, match="cannot hold one image of 2101 tokens"):
         compose(*words(2, "tiny"), "data.packing.sequence_length=2048")
+
+
+def test_experts_one_by_one_are_not_for_zero_3(compose) -> None:
+    """Their processes stop with DeepSpeed's "disagreement on list length"."""
+    slow = [*words(2, "tiny"), "model.experts=reference"]
+    assert compose(*slow, "engine.zero_stage=2").model.experts.value == "reference"
+    with pytest.raises(ConfigError, match=r"model\.experts=reference with engine\.zero_stage=3"):
+        compose(*slow, "engine.zero_stage=3")

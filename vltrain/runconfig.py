@@ -30,6 +30,7 @@ from vltrain.evaluate.config import EvaluateConfig
 from vltrain.metrics.config import MetricsConfig
 from vltrain.models.check import check_model
 from vltrain.models.config import PARTS, ModelConfig
+from vltrain.models.moe_config import ExpertsKind
 from vltrain.models.vision_files import with_described_vit
 from vltrain.optim.config import Moments, OptimConfig, ScheduleKind
 from vltrain.redact import redact
@@ -210,10 +211,21 @@ def check(config: RunConfig) -> None:
     """Rules that cross sections; each says what was found, what was expected, and what to do."""
     check_model(config.model)
     refuse_owned(config.engine)
+    _check_experts(config)
     _check_parts(config)
     _check_numbers(config)
     _check_mixture(config)
     _check_optim(config)
+
+
+def _check_experts(config: RunConfig) -> None:
+    one_by_one = config.model.experts is ExpertsKind.reference
+    if one_by_one and config.model.language.moe is not None and config.engine.zero_stage == 3:
+        raise ConfigError(
+            "model.experts=reference with engine.zero_stage=3: it runs a module for each expert "
+            "that has tokens, and processes whose experts differ would gather different weights; "
+            "set model.experts=grouped, or engine.zero_stage=2"
+        )
 
 
 def _check_parts(config: RunConfig) -> None:
