@@ -10,29 +10,30 @@ documented way is used; what it is, each function says.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 ABSENT = 9
+EXTENSIONS = ("jpg", "json", "txt")
 
 
 def webdataset_raw(folder: Path) -> Iterator[Any]:
-    """Members as bytes, through a shuffle buffer of 1,000 samples; without end. (It cannot
-    resume.)"""
+    """Members as bytes, shards shuffled, through a shuffle buffer of 1,000 samples; without end.
+    (It cannot resume.)"""
     import webdataset as wds
 
     urls = sorted(str(path) for path in folder.glob("*.tar"))
-    while True:
-        yield from wds.WebDataset(urls, shardshuffle=False).shuffle(1000)
+    return iter(wds.WebDataset(urls, shardshuffle=100).shuffle(1000).repeat())
 
 
 def energon_raw(folder: Path) -> Iterator[Any]:
     """Members as bytes, through a shuffle buffer of 1,000 samples, in its own resumable loader
-    without workers. (``energon prepare`` has been run over the folder.)"""
+    without workers, over the index that its ``energon prepare`` makes."""
     from megatron.energon import (
         Cooker,
         DefaultTaskEncoder,
@@ -41,6 +42,9 @@ def energon_raw(folder: Path) -> Iterator[Any]:
         get_train_dataset,
         stateless,
     )
+
+    if not (folder / ".nv-meta").is_dir():
+        _energon_prepare(folder)
 
     class Raw(DefaultTaskEncoder):
         decoder = None
@@ -56,6 +60,14 @@ def energon_raw(folder: Path) -> Iterator[Any]:
         task_encoder=Raw(),
     )
     return iter(get_savable_loader(dataset))
+
+
+def _energon_prepare(folder: Path) -> None:
+    command = [sys.executable, "-m", "megatron.energon.cli.main", "prepare", "--non-interactive"]
+    command += ["--split-ratio", "1,0,0", "--sample-type", "CrudeWebdataset", str(folder)]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    if ended.returncode:
+        raise SystemExit(f"energon prepare failed: {ended.stdout[-1000:]}{ended.stderr[-2000:]}")
 
 
 def litdata_raw(folder: Path) -> Iterator[Any]:
@@ -85,7 +97,8 @@ def _litdata_chunks(folder: Path, chunks: Path) -> None:
                 key, _, extension = member.name.partition(".")
                 stream = tar.extractfile(member)
                 if stream is not None:
-                    samples.setdefault(key, {})[extension] = stream.read()
+                    sample = samples.setdefault(key, {"__key__": key.encode()})
+                    sample[extension] = stream.read()
     optimize(
         fn=_as_it_is,
         inputs=list(samples.values()),
@@ -107,14 +120,21 @@ PEERS: dict[str, tuple[Callable[[Path], Iterator[Any]], int]] = {
 """Each with the samples of one item."""
 
 
+def _check(samples: Sequence[Any]) -> None:
+    """Every sample has its key and the bytes of its members."""
+    for sample in samples:
+        assert sample["__key__"], sample.keys()
+        assert all(isinstance(sample[name], bytes) for name in EXTENSIONS), sample.keys()
+
+
 def main() -> None:
     """Warm up on a tenth, then count."""
     name, folder, samples = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     make, size = PEERS[name]
     try:
         items = make(folder)
-        for _ in islice(items, max(1, samples // size // 10)):
-            pass
+        for item in islice(items, max(1, samples // size // 10)):
+            _check(item if size > 1 else [item])
     except ImportError as error:
         print(f"{name} is not there: {error}", file=sys.stderr)
         raise SystemExit(ABSENT) from error

@@ -4,7 +4,9 @@
 
 PYTHON is an interpreter with the peers (pip install webdataset litdata megatron-energon in an
 environment of its own); a peer that is not there is skipped, and said so. All read the same 4,000
-samples (640x480 photo, JSON, caption), which the page cache holds, again and again in one process.
+samples (640x480 photo, JSON, caption), which the page cache holds, again and again in one process,
+and give key and members of each. That ours are, sample for sample, the bytes that stock webdataset
+gives is checked before anything is timed. Readers take turns; the best of three rounds counts.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import webdataset as wds
+import xxhash
 from matplotlib.figure import Figure
-from peers import ABSENT, PEERS
+from peers import ABSENT, EXTENSIONS, PEERS
 from photos import write_captions
 from results import arguments, report
 from tables import prepared
@@ -31,7 +36,8 @@ from vltrain.data.pieces import PieceTable
 from vltrain.data.reader import ShardReader
 from vltrain.data.sources import Source
 
-SAMPLES, SHARDS = 4000, 8
+SAMPLES, SHARDS, ROUNDS = 4000, 8, 3
+AT_A_TIME = 1024
 GOALS = {"webdataset": 10.0, "energon": 30.0, "litdata": 1.3}
 
 
@@ -43,14 +49,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tars = Path(folder) / "tars"
         size = write_captions(tars, samples=samples, shards=SHARDS, size=(640, 480), words=20)
-        _prepare_energon(tars, parsed.peers)
-        figures = {"vltrain": ours(*prepared(tars, RecordKind.caption), samples=10 * samples)}
-        for name in PEERS:
-            found = _peer(name, parsed.peers, tars, samples=2 * samples)
-            if found is None:
-                print(f"{name}: skipped, it is not installed for {parsed.peers}")
-            else:
-                figures[name] = found
+        source, table = prepared(tars, RecordKind.caption)
+        check_bytes(tars, source, table)
+        figures: dict[str, dict[str, float]] = {}
+        for turn in range(ROUNDS):
+            _keep_best(figures, "vltrain", ours(source, table, samples=10 * samples))
+            for name in PEERS if turn == 0 else set(figures) & set(PEERS):
+                found = _peer(name, parsed.peers, tars, samples=2 * samples)
+                if found is None:
+                    print(f"{name}: skipped, it is not installed for {parsed.peers}")
+                else:
+                    _keep_best(figures, name, found)
     mine = figures["vltrain"]["samples_per_cpu_second"]
     report(
         "reader_raw",
@@ -75,30 +84,40 @@ def ours(source: Source, table: PieceTable, *, samples: int) -> dict[str, float]
     for _ in zip(range(samples // 10), raw, strict=False):
         pass
     begin, wall, read = time.process_time(), time.monotonic(), 0
-    for _, members in zip(range(samples), raw, strict=False):
+    for _, (_, members) in zip(range(samples), raw, strict=False):
         read += len(members)
     cpu, wall = time.process_time() - begin, time.monotonic() - wall
     assert read == 3 * samples
     return {"samples_per_cpu_second": samples / cpu, "samples_per_second": samples / wall}
 
 
-def _raw(source: Source, table: PieceTable) -> Iterator[dict[str, memoryview]]:
+def _raw(source: Source, table: PieceTable) -> Iterator[tuple[str, dict[str, memoryview]]]:
     stream = SourceStream(table, seed=0, block_samples=256, lanes=128, unit=RatioUnit.samples)
     reader, position = ShardReader(source), 0
     while True:
-        for stretch, rows in stream.read(position, 128):
-            for piece in stretch.piece[rows].tolist():
-                shard, row, _, _ = table.locate(piece)
-                yield reader.read_record(shard, row)
-        position += 128  # all that a restart needs
+        for stretch, rows in stream.read(position, AT_A_TIME):
+            yield from reader.read_records(*table.locate_samples(stretch.piece[rows]))
+        position += AT_A_TIME  # with what was taken of these, all that a restart needs
 
 
-def _prepare_energon(tars: Path, python: str) -> None:
-    """Its own index, where it is installed."""
-    command = [str(Path(python).with_name("energon")), "prepare", "--non-interactive"]
-    command += ["--split-ratio", "1,0,0", "--sample-type", "CrudeWebdataset", str(tars)]
-    if Path(command[0]).exists():
-        subprocess.run(command, check=True, capture_output=True)
+def check_bytes(tars: Path, source: Source, table: PieceTable) -> None:
+    """One epoch of ours holds each sample once, with the bytes that stock webdataset reads."""
+    urls = sorted(str(path) for path in tars.glob("*.tar"))
+    theirs = {s["__key__"]: _digest(s) for s in wds.WebDataset(urls, shardshuffle=False)}
+    mine = [(key, _digest(found)) for key, found in islice(_raw(source, table), table.num_samples)]
+    assert len(mine) == len(theirs)
+    assert dict(mine) == theirs
+    assert [key for key, _ in mine] != list(theirs), "not shuffled"
+
+
+def _digest(sample: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(b"".join(bytes(sample[name]) for name in EXTENSIONS))
+
+
+def _keep_best(figures: dict[str, dict[str, float]], name: str, found: dict[str, float]) -> None:
+    if found["samples_per_cpu_second"] > figures.get(name, found)["samples_per_cpu_second"]:
+        figures[name] = found
+    figures.setdefault(name, found)
 
 
 def _peer(name: str, python: str, tars: Path, *, samples: int) -> dict[str, float] | None:

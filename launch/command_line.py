@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from vltrain import distributed
 from vltrain.errors import ConfigError, VltrainError
-from vltrain.redact import redact
+from vltrain.redact import redacted_errors
 from vltrain.runconfig import RunConfig, clean_arguments, from_hydra, register_schema
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -36,6 +36,11 @@ GROUPS = sorted({p.parent.name for p in CONF.glob("*/*.yaml")})
 def run_with_config(task: Callable[[RunConfig], None]) -> None:
     """Compose the config from the command line and call ``task`` with it (for each job of a
     sweep)."""
+    with redacted_errors():
+        _run_with_config(task)
+
+
+def _run_with_config(task: Callable[[RunConfig], None]) -> None:
     sys.argv[1:] = clean_arguments(sys.argv[1:])
     register_schema()
     speaks = os.environ.get("RANK", "0") == "0"
@@ -55,14 +60,15 @@ def run_with_config(task: Callable[[RunConfig], None]) -> None:
 
 def with_clean_errors(task: Callable[[], None]) -> None:
     """Run ``task``; a VltrainError becomes one message and its exit code."""
-    try:
-        task()
-    except VltrainError as error:
-        alone = distributed.world_size() > 1 and not error.on_all_ranks
-        if alone or os.environ.get("RANK", "0") == "0":
-            who = f"rank {distributed.rank()}: " if alone else ""
-            print(redact(f"{who}error: {error}"), file=sys.stderr, flush=True)
-        raise SystemExit(error.exit_code) from error
+    with redacted_errors():
+        try:
+            task()
+        except VltrainError as error:
+            alone = distributed.world_size() > 1 and not error.on_all_ranks
+            if alone or os.environ.get("RANK", "0") == "0":
+                who = f"rank {distributed.rank()}: " if alone else ""
+                print(f"{who}error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(error.exit_code) from error
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from command_line import with_clean_errors
 
 from vltrain.assemble.inference import load_run
 from vltrain.data.prepare import prepare_sources
+from vltrain.data.remote import RemoteStore
 from vltrain.errors import ConfigError
 from vltrain.evaluate.results import write_point
 from vltrain.evaluate.subject import subject_of
@@ -27,11 +28,13 @@ def main() -> None:
         raise ConfigError("which run? python launch/eval.py RUN [key=value ...]")
     setup_logging(rank=0)
     run = load_run(Path(sys.argv[1]), overrides=sys.argv[2:])
+    remote = RemoteStore(run.config.data.remote)
     prepare_sources(
         run.config.data.held_out,
         encoder_for=lambda source: run.encoder,
         workers=0,
         faults=run.config.data.faults,
+        remote=remote,
     )
     point = evaluate_model(
         subject_of(run.built, end_id=run.encoder.tokenizer.eos_id),
@@ -41,6 +44,7 @@ def main() -> None:
         stage=run.config.stage.name,
         step=run.checkpoint.manifest.step,
         model=str(run.checkpoint.directory),
+        remote=remote,
     )
     write_point(run.directory, point=point)
     print(terminal_table([point]))

@@ -1,6 +1,7 @@
-"""Export a run for other software: python launch/export.py RUN DIRECTORY [key=value ...]
+"""Export a run for other software: python launch/export.py RUN [DIRECTORY] [key=value ...]
 
-RUN is a run directory or one of its checkpoints. With --format transformers (the default) DIRECTORY
+RUN is a run directory or one of its checkpoints; DIRECTORY is where to write, by default
+RUN/exported/FORMAT-step-N. With --format transformers (the default) DIRECTORY
 loads with AutoModelForImageTextToText and AutoProcessor; with --format deepseek_vl it has the names
 and config of the original release. Needs no GPU, and memory for one tensor at a time.
 """
@@ -30,13 +31,14 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 def main() -> None:
     """Find the run, write the directory."""
     words = _arguments()
-    if words.directory.exists() and any(words.directory.iterdir()):
-        raise CheckpointError(f"{words.directory} is not empty; give a new directory")
     setup_logging(rank=0)
     run = find_run(words.run, overrides=words.overrides)
     kind = ExportFormat(words.format)
+    directory = _target(run, kind) if words.directory is None else Path(words.directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise CheckpointError(f"{directory} is not empty or no folder; give a new directory")
     neutral = export_model(
-        words.directory,
+        directory,
         kind=kind,
         config=run.config.model,
         source=RunWeights(run),
@@ -51,8 +53,13 @@ def main() -> None:
         points=_points(run),
         neutral=neutral,
     )
-    (words.directory / "README.md").write_text(card, encoding="utf-8")
-    print(f"{words.directory}: exported step {run.checkpoint.manifest.step} of {run.directory}")
+    (directory / "README.md").write_text(card, encoding="utf-8")
+    print(f"{directory}: exported step {run.checkpoint.manifest.step} of {run.directory}")
+
+
+def _target(run: FoundRun, kind: ExportFormat) -> Path:
+    """Where a format of a checkpoint is written unless something else is asked for."""
+    return run.directory / "exported" / f"{kind.value}-step-{run.checkpoint.manifest.step}"
 
 
 def _tokens(run: FoundRun) -> ExportTokens:
@@ -82,7 +89,9 @@ def _points(run: FoundRun) -> list[Point]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    parser.add_argument("directory", type=Path, help="where to write; must not exist or be empty")
+    parser.add_argument(
+        "directory", nargs="?", help="where to write; must not exist or be empty (see above)"
+    )
     parser.add_argument(
         "--format", choices=[kind.value for kind in ExportFormat], default="transformers"
     )
@@ -94,7 +103,11 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--shard-size", type=_bytes, default="5GB", help="largest file, e.g. 500MB")
     add_overrides(parser)
-    return parser.parse_intermixed_args()
+    words = parser.parse_intermixed_args()
+    if words.directory is not None and "=" in words.directory:
+        words.overrides.insert(0, words.directory)
+        words.directory = None
+    return words
 
 
 def _bytes(text: str) -> int:

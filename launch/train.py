@@ -17,14 +17,9 @@ def train(config: RunConfig) -> None:
     policy_of(config.stage.number).check(config)
     start = start_of(config.stage.number, without=config.stage.without)
     # Imported late: refusing a bad config must not wait for torch and DeepSpeed.
-    from vltrain import distributed
-    from vltrain.assemble.training import assemble_training
+    from vltrain.assemble.training import train_stage
 
-    with distributed.answered():
-        training = assemble_training(
-            config, predecessors=start.predecessors, may_be_new=start.may_be_new
-        )
-    training.run()
+    train_stage(config, predecessors=start.predecessors, may_be_new=start.may_be_new)
 
 
 if __name__ == "__main__":

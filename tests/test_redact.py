@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import yaml
 
 from vltrain.assemble.recording import Recording
 from vltrain.logs import Redacting
-from vltrain.redact import redact
+from vltrain.redact import redact, redacted_errors
 from vltrain.runconfig import to_yaml
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -22,6 +25,8 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
         ("https://user:hunter2@host/data.tar", "https://REDACTED@host/data.tar"),
         ("https://ghp_abcdef@github.com/x", "https://REDACTED@github.com/x"),
         ("s3://bucket/a@b.tar", "s3://bucket/a@b.tar"),
+        ("gs://h/x?X-Goog-Signature=ab12&n=1", "gs://h/x?X-Goog-Signature=REDACTED&n=1"),
+        ("http://h/x?password=ab12", "http://h/x?password=REDACTED"),
         ("http://h/x?X-Amz-Signature=ab12&n=1", "http://h/x?X-Amz-Signature=REDACTED&n=1"),
         ("http://h/x?n=1&sig=ab%2F12 failed", "http://h/x?n=1&sig=REDACTED failed"),
         ("  api_key: abc def", "  api_key: 'REDACTED'"),
@@ -41,6 +46,43 @@ def test_secrets_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("SOME_TOKEN", "true")
     assert redact(f"header: {KEY}; true") == "header: REDACTED; true"
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "AccountName=a;AccountKey=b+c/d==")
+    assert redact("with AccountName=a;AccountKey=b+c/d==.") == "with REDACTED."
+    assert redact("?with=AccountName%3Da%3BAccountKey%3Db%2Bc%2Fd%3D%3D") == "?with=REDACTED"
+
+
+def test_standard_error_hides_them_whoever_writes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SOME_TOKEN", KEY)
+    before = sys.stderr
+    with redacted_errors():
+        print(f"a library says {KEY}", file=sys.stderr)
+        print(f"one line with {KEY[:20]}", end="", file=sys.stderr)
+        print(f"{KEY[20:]} in two pieces\nand the rest: {KEY}", end="", file=sys.stderr)
+    assert sys.stderr is before
+    said = capsys.readouterr().err
+    assert said == (
+        "a library says REDACTED\none line with REDACTED in two pieces\nand the rest: REDACTED"
+    )
+
+
+def test_a_traceback_that_the_interpreter_prints_hides_them() -> None:
+    script = (
+        "from vltrain.redact import redacted_errors\n"
+        "import os\n"
+        "with redacted_errors():\n"
+        "    raise ValueError('refused ' + os.environ['SOME_TOKEN'])\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "SOME_TOKEN": KEY},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("ValueError: refused REDACTED\n")
 
 
 def test_logs_hide_them_in_arguments_and_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:

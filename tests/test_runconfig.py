@@ -223,7 +223,10 @@ def test_runs_of_before_recomputation_by_part_are_read(compose, tmp_path, stored
         (["--local-rank=0", "optim.lr=1e-3"], ["optim.lr=1e-3"]),
         (["-m", "stage=12", "optim.lr=1,2"], ["-m", "stage='12'", "optim.lr=1,2"]),
         (["stage=align"], ["stage=align"]),
-        (["run.name=stage=2"], ["run.name=stage=2"]),
+        (["run.name=stage=2"], ["run.name='stage=2'"]),
+        (["init_from=runs/s/0,optim.lr=0.1"], ["init_from='runs/s/0,optim.lr=0.1'"]),  # of a sweep
+        (["optim.lr=range(start=1,stop=3)"], ["optim.lr=range(start=1,stop=3)"]),
+        (["optim.lr=1,2", "init_from='a=b'"], ["optim.lr=1,2", "init_from='a=b'"]),
         (["resume=auto", "resume.accept=[recipe]"], ["resume.mode=auto", "resume.accept=[recipe]"]),
     ],
 )
@@ -284,6 +287,25 @@ REFUSED = [
     ((*DEMO, "model.adaptor.kind=mlp"), ["sam, siglip", "'mlp', which reads one"]),
     ((*DEMO, "model.siglip=null"), ["sam", "'hybrid_split', which joins two"]),
     ((*DEMO, "+optim.parts={vision: {lr_multiplier: 0.1}}"), ["optim.parts", "'vision'"]),
+    (
+        (*DEMO, "optim.parts.adaptor.lr_multiplier=-1"),
+        ["optim.parts.adaptor.lr_multiplier=-1.0: must not be negative"],
+    ),
+    ((*DEMO, "optim.parts.adaptor.weight_decay=-1"), ["adaptor.weight_decay=-1.0: must not"]),
+    (
+        (*DEMO, "optim.parts.adaptor.warmup_steps=300"),
+        ["optim.parts.adaptor.warmup_steps=300", "optim.steps=300"],
+    ),
+    ((*DEMO, "optim.parts.adaptor.warmup_steps=-1"), ["adaptor.warmup_steps=-1: must not"]),
+    ((*DEMO, "optim.schedule.factors=[0.5,-0.1]"), ["factors=[0.5, -0.1]", "0 or more"]),
+    ((*DEMO, "model.router.penalty_weight=-1"), ["penalty_weight=-1.0: must not be negative"]),
+    ((*DEMO, "model.router.correction_step=-1"), ["correction_step=-1.0: must not be negative"]),
+    ((*DEMO, "run.seed=-1"), ["run.seed=-1", "4294967295"]),
+    ((*DEMO, "run.seed=4294967296"), ["run.seed=4294967296", "4294967295"]),
+    (
+        (*DEMO, "model.language.kv_heads=3"),
+        ["model.language.kv_heads is 3", "heads is 4", "divides"],
+    ),
 ]
 
 
@@ -336,6 +358,9 @@ def test_unknown_names_list_the_choices(compose) -> None:
         compose("stage=2", "model=llava")
     with pytest.raises(ConfigCompositionException, match=r"optim\.lrr"):
         compose("stage=2", "optim.lrr=1")
+    with pytest.raises(ConfigCompositionException) as refused:
+        compose("stage=2", "metrics.wandb.mode=on")
+    assert "expected one of [auto, online, offline]" in str(refused.value.__cause__)
     with pytest.raises(ConfigError, match=r"1 \(align\), 2 \(pretrain\), 3 \(finetune\)"):
         policy_of(4)
 

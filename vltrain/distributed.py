@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import datetime
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from vltrain.errors import RankLostError
 
 _control: Any = None  # the gloo group, once it is open
 _used: contextvars.ContextVar[Any] = contextvars.ContextVar("group", default=None)
+_exchanging: set[int] = set()  # threads that are in an exchange
 
 
 def rank() -> int:
@@ -58,7 +60,8 @@ def open_group(*, timeout_seconds: float) -> Any:
     """A further gloo group (collective), for exchanges of another thread; None in one process."""
     if world_size() == 1:
         return None
-    return dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_seconds))
+    with _exchange():
+        return dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_seconds))
 
 
 @contextlib.contextmanager
@@ -107,9 +110,25 @@ def answered() -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def _exchange() -> Iterator[None]:
+    thread = threading.get_ident()
+    _exchanging.add(thread)
+    try:
+        with answered():
+            yield
+    finally:
+        _exchanging.discard(thread)
+
+
+def waits_for_others() -> bool:
+    """Whether the main thread of this process is in one of the exchanges below."""
+    return threading.main_thread().ident in _exchanging
+
+
 def barrier() -> None:
     if world_size() > 1:
-        with answered():
+        with _exchange():
             dist.barrier(group=_group())
 
 
@@ -118,7 +137,7 @@ def sum_floats(values: list[float]) -> list[float]:
     if world_size() == 1:
         return list(values)
     summed = torch.tensor(values, dtype=torch.float64)
-    with answered():
+    with _exchange():
         dist.all_reduce(summed, group=_group())
     return [float(x) for x in summed]
 
@@ -128,7 +147,7 @@ def gather_objects(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     gathered: list[Any] = [None] * world_size()
-    with answered():
+    with _exchange():
         dist.all_gather_object(gathered, value, group=_group())
     return gathered
 
@@ -138,6 +157,6 @@ def broadcast_object(value: Any) -> Any:
     if world_size() == 1:
         return value
     box = [value if is_first() else None]
-    with answered():
+    with _exchange():
         dist.broadcast_object_list(box, src=0, group=_group())
     return box[0]

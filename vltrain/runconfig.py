@@ -32,7 +32,8 @@ from vltrain.models.check import check_model
 from vltrain.models.config import PARTS, ModelConfig
 from vltrain.models.moe_config import ExpertsKind
 from vltrain.models.vision_files import with_described_vit
-from vltrain.optim.config import Moments, OptimConfig, ScheduleKind
+from vltrain.optim.check import check_optim
+from vltrain.optim.config import OptimConfig
 from vltrain.redact import redact
 from vltrain.train.config import StabilityConfig, StageConfig
 
@@ -105,7 +106,8 @@ def clean_arguments(arguments: Sequence[str]) -> list[str]:
     """Command-line words as Hydra can take them.
 
     Drops the DeepSpeed launcher's ``--local_rank=N`` (and ``--local_rank N``); quotes the digit of
-    ``stage=2``, so that it names a file of conf/stage/; writes ``resume=auto`` out.
+    ``stage=2``, so that it names a file of conf/stage/; writes ``resume=auto`` out; quotes a value
+    with a further ``=``, such as the directory of a sweep's run.
     """
     cleaned: list[str] = []
     words = iter(arguments)
@@ -115,6 +117,7 @@ def clean_arguments(arguments: Sequence[str]) -> list[str]:
         elif not re.fullmatch(r"--local[_-]rank=\d+", word):
             word = re.sub(r"^stage=(\d+)$", r"stage='\1'", word)
             word = re.sub(r"^resume=(?=\w)", "resume.mode=", word)
+            word = re.sub(r"^([^-=][^=]*)=([^'\"({[]*=[^'\"({[]*)$", r"\1='\2'", word)
             cleaned.append(word)
     return cleaned
 
@@ -215,7 +218,7 @@ def check(config: RunConfig) -> None:
     _check_parts(config)
     _check_numbers(config)
     _check_mixture(config)
-    _check_optim(config)
+    check_optim(config.optim)
 
 
 def _check_experts(config: RunConfig) -> None:
@@ -286,6 +289,7 @@ _NUMBERS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "model.loss_chunk_tokens",
             "model.encode_images_at_once",
             "engine.timeout_seconds",
+            "engine.start_seconds",
             "engine.stall_seconds",
             "engine.lost_seconds",
             "engine.bucket_elements",
@@ -309,6 +313,8 @@ _NUMBERS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "optim.weight_decay",
             "optim.clip_norm",
             "optim.schedule.warmup_steps",
+            "model.router.penalty_weight",
+            "model.router.correction_step",
             "data.loader.workers",
             "data.faults.budget",
             "data.faults.grace",
@@ -319,9 +325,11 @@ _NUMBERS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "stability.skip_budget",
             "stability.rollbacks",
             "stability.spike_deviations",
+            "stability.label_share_deviations",
         ),
     ),
     ("must be above 0", lambda value: value > 0, ("optim.lr", "optim.eps")),
+    ("expected 0 to 4294967295", lambda value: 0 <= value < 2**32, ("run.seed",)),
     (
         "must be 0 or more and below 1",
         lambda value: 0 <= value < 1,
@@ -353,33 +361,4 @@ def _check_numbers(config: RunConfig) -> None:
             f"engine.offload_params={config.engine.offload_params.value} needs "
             "engine.zero_stage=3, "
             f"found {config.engine.zero_stage}"
-        )
-
-
-def _check_optim(config: RunConfig) -> None:
-    schedule = config.optim.schedule
-    if schedule.kind is ScheduleKind.step:
-        if len(schedule.milestones) != len(schedule.factors) or not schedule.milestones:
-            raise ConfigError(
-                f"optim.schedule: kind=step needs as many milestones as factors, found "
-                f"{schedule.milestones} and {schedule.factors}"
-            )
-        if sorted(schedule.milestones) != schedule.milestones or not all(
-            0 < m < 1 for m in schedule.milestones
-        ):
-            raise ConfigError(
-                f"optim.schedule.milestones={schedule.milestones}: rising shares of the steps, "
-                "each between 0 and 1"
-            )
-    if config.optim.moments is Moments.bf16 and max(config.optim.beta1, config.optim.beta2) > 0.99:
-        raise ConfigError(
-            f"optim.moments=bf16 with optim.beta1={config.optim.beta1} and optim.beta2="
-            f"{config.optim.beta2}: bf16 keeps 8 bits, so a moment that moves by less than a "
-            "hundredth of what is new would stand still; lower them to 0.99, or set "
-            "optim.moments=fp32"
-        )
-    if schedule.warmup_steps >= config.optim.steps:
-        raise ConfigError(
-            f"optim.schedule.warmup_steps={schedule.warmup_steps} leaves nothing of optim.steps="
-            f"{config.optim.steps}; lower the warm-up"
         )

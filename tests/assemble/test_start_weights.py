@@ -56,6 +56,16 @@ def test_published_fp32_weights_do_not_pass_through_bf16(tmp_path: Path) -> None
     assert masters_of(origins, config=ModelConfig(), dtype=torch.float32) is None
 
 
+def test_published_fp16_weights_do_not_pass_through_bf16_either(tmp_path: Path) -> None:
+    """As wide as bf16, and with three more bits of mantissa."""
+    stored = torch.tensor([1.001, 2.002, 3.003], dtype=torch.float16)
+    read = masters_of(from_published(tmp_path, stored), config=ModelConfig(), dtype=torch.bfloat16)
+    assert read is not None
+    found = read(NORM, FragmentKind.master, 1, 2)
+    assert found is not None
+    assert found.equal(stored[1:].float())
+
+
 def test_published_bf16_weights_are_in_the_module_as_they_are(tmp_path: Path) -> None:
     origins = from_published(tmp_path, torch.ones(3, dtype=torch.bfloat16))
     read = masters_of(origins, config=ModelConfig(), dtype=torch.bfloat16)

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_samples import WEIGHT, flip_a_byte, saved
+import torch
+from checkpoint_samples import WEIGHT, flip_a_byte, fragments, manifest, saved
 
 from vltrain.checkpoint.handoff import Expected, HandOff, OriginKind, continue_from, hand_off
+from vltrain.checkpoint.health import Health
 from vltrain.checkpoint.manifest import PartRecord
 from vltrain.checkpoint.store import open_checkpoint
 from vltrain.errors import CheckpointError, ContractError
@@ -40,6 +44,18 @@ def start(
 def run(tmp_path: Path) -> Path:
     saved(tmp_path / "run" / "checkpoints", 10, 20)
     return tmp_path / "run"
+
+
+def test_weights_that_are_not_finite_are_not_handed_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    made = saved(run / "checkpoints", 10, health=Health(updates=10, skipped_lately=0))
+    bad = dataclasses.replace(next(fragments()), values=torch.tensor([1.0, math.nan]))
+    others = [f for f in fragments() if (f.kind, f.offset) != (bad.kind, bad.offset)]
+    made.save(manifest(20, health=Health(updates=20, skipped_lately=0)), [bad, *others])
+    newest, older = (run / "checkpoints" / f"step-000000{step}" for step in (20, 10))
+    assert origins(start(run))["adaptor"] == ("checkpoint", str(older), None)
+    with pytest.raises(CheckpointError, match=r"step-00000020: values in it are not finite\. Use"):
+        start(newest)
 
 
 def origins(found: HandOff) -> dict[str, tuple[str, str | None, str | None]]:

@@ -27,7 +27,7 @@ def test_the_schema_has_what_was_promised(tmp_path: Path) -> None:
         *("schema", "created", "step", "finished", "stage", "run", "versions", "config_digest"),
         *("model_digest", "tokenizer_digest", "image_token_id", "geometry", "recipe_digest"),
         *("seed", "cursor", "chain_head", "counters", "parts", "params", "files", "world", "rng"),
-        *("digest", "metrics", "recipe", "data", "lineage"),
+        *("digest", "metrics", "recipe", "data", "lineage", "health"),
     }
     assert values["schema"] == 1
     assert set(values["parts"]["adaptor"]) == {"trained", "path", "digest", "tensors"}
@@ -40,6 +40,11 @@ def test_the_schema_has_what_was_promised(tmp_path: Path) -> None:
         ({"step": None}, "manifest.json is damaged: .*'step'"),
         ({"colour": 1}, "manifest.json is damaged: .*'colour'"),
         ({"parts": None}, "damaged in 'parts'"),
+        ({"health": {"updates": 1}}, "manifest.json is damaged: .*'skipped_lately'"),
+        (
+            {"health": {"updates": 1, "skipped_lately": 0, "left": [[1]]}},
+            "manifest.json is damaged",
+        ),
         ({"params": {"w": {"shape": [1]}}}, "damaged in 'params'"),
         ({"schema": 7}, "has schema 7; this version of vltrain reads schema 1"),
     ],

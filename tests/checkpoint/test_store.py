@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import math
 import re
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoint_samples import flip_a_byte, fragments, manifest, saved, store
 
 from vltrain.checkpoint import store as store_module
+from vltrain.checkpoint.health import Health
 from vltrain.checkpoint.store import open_checkpoint
+from vltrain.engine.fragments import Fragment
 from vltrain.errors import CheckpointError
 
 
@@ -181,6 +187,90 @@ def test_the_same_step_may_be_saved_again(tmp_path: Path) -> None:
     checkpoints.save(manifest(10, seed=9), fragments())
     assert open_checkpoint(checkpoints.path(10)).manifest.seed == 9
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000010"]
+
+
+def health(updates: int, **changes: object) -> Health:
+    return dataclasses.replace(Health(updates=updates, skipped_lately=0), **changes)  # type: ignore[arg-type]
+
+
+def broken(value: float) -> Iterator[Fragment]:
+    """The last of the fragments holds one bad value."""
+    *others, last = fragments()
+    yield from others
+    yield dataclasses.replace(last, values=torch.tensor([1.0, value]))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_recorded_and_nothing_goes_on_from_them(
+    value: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = store(tmp_path)
+    checkpoints.save(manifest(10, health=health(10)), fragments())
+    with caplog.at_level(logging.WARNING):
+        checkpoints.save(manifest(20, health=health(20)), broken(value))
+    assert "Checkpoint of step 20: values in it are not finite; no run will use it" in caplog.text
+    found = open_checkpoint(checkpoints.path(20)).manifest.health
+    assert found == health(20, finite=False)
+    newest = checkpoints.newest()
+    assert newest is not None
+    assert newest.manifest.step == 10
+    assert newest.manifest.health == health(10)
+    assert "Checkpoint of step 20 is passed over: values in it are not finite." in caplog.text
+    good = checkpoints.last_good(updates=21, left=())
+    assert good is not None
+    assert good.manifest.step == 10
+
+
+def test_when_no_values_are_finite_nothing_is_started_anew(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path)
+    checkpoints.save(manifest(10, health=health(10)), broken(math.nan))
+    with pytest.raises(CheckpointError, match=r"All 1 checkpoints in .* damaged or not finite"):
+        checkpoints.newest()
+
+
+@pytest.mark.parametrize(
+    ("newest", "left", "words"),
+    [
+        (health(20), (), None),
+        (health(20, skipped_lately=2), (), "2 of the steps before it were not finite"),
+        (health(25), (), "no update was made with its weights"),
+        (health(20), ((10, 27),), "a rollback left it behind"),
+        (health(20), ((4, 20),), None),  # saved when the run had gone back
+        (None, (), "it is of a version that did not record its state"),
+    ],
+)
+def test_the_last_good_checkpoint(
+    newest: Health | None,
+    left: tuple[tuple[int, int], ...],
+    words: str | None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of a run that has made 25 updates."""
+    checkpoints = store(tmp_path)
+    checkpoints.save(manifest(10, health=health(10)), fragments())
+    checkpoints.save(manifest(20, health=newest), fragments())
+    with caplog.at_level(logging.WARNING):
+        found = checkpoints.last_good(updates=25, left=left)
+    assert found is not None
+    assert found.manifest.step == (20 if words is None else 10)
+    assert words is None or f"Checkpoint of step 20 is passed over: {words}" in caplog.text
+    assert checkpoints.last_good(updates=10, left=left) is None
+
+
+def test_one_to_go_back_to_is_always_kept(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path, keep_last=2)
+    for step, found in (
+        (10, health(10)),
+        (20, health(19, skipped_lately=1)),
+        (30, health(19, skipped_lately=2)),
+    ):
+        checkpoints.save(manifest(step, health=found), fragments())
+    assert checkpoints.steps() == [10, 20, 30]
+    # Once a newer one has proved good, the old one goes.
+    checkpoints.save(manifest(40, health=health(29)), fragments())
+    checkpoints.save(manifest(50, health=health(39)), fragments())
+    assert checkpoints.steps() == [40, 50]
 
 
 def test_another_schema_is_refused(tmp_path: Path) -> None:

@@ -43,9 +43,10 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(DataError, match=r"x\.arrow is damaged"):
         read_columns(path)
-    (tmp_path / "catalog.json").write_text("{")
-    with pytest.raises(DataError, match=r"catalog\.json is damaged"):
-        read_catalog(tmp_path)
+    for text in ("{", "[]", "{}", '{"schema": 1, "shards": []}'):
+        (tmp_path / "catalog.json").write_text(text)
+        with pytest.raises(DataError, match=r"catalog\.json is damaged"):
+            read_catalog(tmp_path)
 
 
 def test_catalogs_grow_and_begin_anew_with_another_schema(tmp_path: Path) -> None:
@@ -61,3 +62,10 @@ def test_a_folder_that_cannot_be_written_is_named_with_what_to_do(tmp_path: Path
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"cannot write .*file/index.*set index_dir"):
         write_columns(tmp_path / "file" / "index" / "x", {"a": np.arange(3)}, facts={})
+    for name in ("x", ".lock"):
+        (tmp_path / name / "in the way").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"cannot write .*/x \(.*set index_dir"):
+        write_columns(tmp_path / "x", {"a": np.arange(3)}, facts={})
+    with pytest.raises(DataError, match=r"cannot write .*/\.lock \(.*set index_dir"):
+        extend_catalog(tmp_path, header={"schema": 1}, shards={})
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "file", "x"]

@@ -59,6 +59,15 @@ def test_ledgers_become_lists(tmp_path: Path) -> None:
     assert (read_exclusions(None).digest, len(read_exclusions(None))) == ("", 0)
 
 
+def test_keys_with_other_line_separators(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append([fault("a.tar", "x\u2028y"), fault("a.tar", "z")], step=1)
+    ((path, records),) = write_exclusions([ledger.path], tmp_path / "lists").values()
+    assert records == 2
+    path.write_text(path.read_text(encoding="utf-8").rstrip("\n"), encoding="utf-8")  # by hand
+    assert read_exclusions(str(path)).keys == {"a.tar": {"x\u2028y", "z"}}
+
+
 @pytest.mark.parametrize("text", ["{", "[]\n", '{"shard": "a.tar", "key": "1"}\n'])
 def test_what_is_no_list(tmp_path: Path, text: str) -> None:
     (tmp_path / "s.jsonl").write_text(text)

@@ -47,6 +47,14 @@ def test_ledger_is_cut_after_a_step(tmp_path: Path) -> None:
     assert [json.loads(line)["key"] for line in ledger.path.open()] == ["1", "2"]
 
 
+def test_a_key_with_other_line_separators_is_one_row(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append([fault("a\u2028b\x85c")], step=1)
+    ledger.append([fault("d")], step=2)
+    assert ledger.cut_after(1) == 1
+    assert json.loads(ledger.path.read_text(encoding="utf-8"))["key"] == "a\u2028b\x85c"
+
+
 @pytest.mark.parametrize(
     ("bad", "read", "expected"), [(2, 1, False), (3, 30, False), (3, 29, True), (0, 0, False)]
 )

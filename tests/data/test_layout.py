@@ -90,3 +90,23 @@ def test_compressed_shards_are_refused_and_never_skipped(tmp_path: Path) -> None
     for path in (tmp_path, tmp_path / "s-1.tar.gz", tmp_path / "s-*"):
         with pytest.raises(DataError, match=r"s-1\.tar\.gz is compressed.*gunzip"):
             find_shards("x", str(path))
+
+
+def test_links_to_nothing_and_folders_are_not_passed_over(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("a.txt", b"x")])
+    (tmp_path / "notes.tar").mkdir()  # in a folder, folders are none of ours
+    assert find_shards("s", str(tmp_path)) == [tmp_path / "a.tar"]
+    with pytest.raises(DataError, match=r"source 's': .*notes\.tar is a folder; mend or remove it"):
+        find_shards("s", str(tmp_path / "*.tar"))
+    (tmp_path / "notes.tar").rmdir()
+    (tmp_path / "b.tar").symlink_to(tmp_path / "gone.tar")
+    for path in (tmp_path, tmp_path / "*.tar"):
+        with pytest.raises(DataError, match=r"b\.tar is a link to a file that is gone"):
+            find_shards("s", str(path))
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "a.tar", [("a.txt", b"x")])
+    shard.rename(tmp_path / b"caf\xe9.tar".decode("utf-8", "surrogateescape"))
+    with pytest.raises(DataError, match=r"the name of the shard '.*caf\\udce9\.tar' is not UTF-8"):
+        find_shards("s", str(tmp_path))

@@ -9,6 +9,7 @@ import pytest
 from shard_makers import byte_encoder, png, prepare, source_config, write_tar
 
 from vltrain.batch import Modality, Origin, RecordKind
+from vltrain.data.config import KeyRule
 from vltrain.data.pieces import PieceReader, PieceTable, check_modalities
 from vltrain.data.sources import Source, open_source
 from vltrain.errors import DataError
@@ -56,6 +57,9 @@ def test_a_leaf_draws_its_modality(tmp_path: Path) -> None:
     assert (table.shard_samples, table.other_samples) == ([2, 0, 1], [2, 1, 0])
     assert (table.num_samples, table.num_pieces, table.totals["images"]) == (3, 3, 3)
     assert keys(source, table) == ["1", "3", "6"]
+    # b.tar has none: the numbers of c.tar's pieces follow those of a.tar.
+    shards, rows = table.locate_samples(np.array([2, 0, 1, 2]))
+    assert (shards.tolist(), rows.tolist()) == ([2, 0, 0, 2], [0, 1, 3, 0])
     assert [row.reason for rows in table.excluded for row in rows] == ["bad_json"]
     source, table = opened(tmp_path, Modality.language)
     assert table.shard_samples == [2, 1, 0]
@@ -172,6 +176,16 @@ def test_a_shard_that_changes_under_a_reader_ends_the_run(tmp_path: Path) -> Non
     os.truncate(tmp_path / "b.tar", 512)
     with pytest.raises(DataError, match=r"b\.tar ended while it was read.*gave 0 bytes"):
         reader.read_piece(0, 2)
+
+
+def test_an_index_that_was_made_anew_under_a_reader_ends_the_run(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("0.txt", b"a"), ("0.x.txt", b"b")])
+    source, _ = opened(tmp_path, Modality.language, kind=RecordKind.text)
+    other = source_config(tmp_path, kind=RecordKind.text, modality=Modality.language)
+    other.keys = KeyRule.last_dot  # two records where there was one
+    prepare({"s": other})
+    with pytest.raises(DataError, match=r"a\.tar\.index\.arrow was made anew, with keys=last_dot"):
+        source.index(0)
 
 
 def test_a_table_that_does_not_fit_the_encoding_ends_the_run(tmp_path: Path) -> None:

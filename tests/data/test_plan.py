@@ -401,3 +401,13 @@ def test_names_and_not_places_seed_the_streams():
     beside = Plan(Recipe(tables, config=data_config(tables, mixture=LANGUAGE_ONLY)), seed=0)
     first = alone.members[0].stream.at(0)[0].piece
     assert (beside.members[1].stream.at(0)[0].piece == first).all()
+
+
+def test_a_ramp_of_tokens_goes_on_under_another_recipe() -> None:
+    ramp = RampConfig(kind=RampKind.linear, tokens=100_000, start_share=1.0)
+    mixture = MixtureConfig(language_share=0.0, ramp=ramp)
+    plan = make_plan([text_table(), picture_table()], mixture=mixture)
+    cursor = plan.cursor_at(step=5, packs=40, tokens=75_000)
+    step = take(plan, 1, cursor=through_json(cursor))[0]
+    assert (step.step, step.packs[0].number) == (5, 40)
+    assert step.language_share_target == 0.25

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from PIL import Image
 from shard_makers import byte_encoder, png, prepare, source_config, write_tar
 
 from vltrain.batch import Learn, Modality, RecordKind, Sample
+from vltrain.data import shardjob
 from vltrain.data.config import FaultConfig, SourceConfig
 from vltrain.data.prepare import PrepareProgress, prepare_sources
 from vltrain.data.reportchart import draw_report
@@ -104,6 +106,17 @@ def test_workers_make_the_same_files(tmp_path: Path) -> None:
     one = sorted((tmp_path / "one").rglob("*.tokens.arrow"))
     two = sorted((tmp_path / "two").rglob("*.tokens.arrow"))
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
+
+
+def test_what_the_system_refuses_is_a_message(tmp_path: Path, monkeypatch) -> None:
+    captions(tmp_path / "a.tar", ["dog"])
+
+    def full(*args: object, **settings: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shardjob, "build_index", full)
+    with pytest.raises(DataError, match=r"a\.tar cannot be prepared: .*No space left.*make room"):
+        prepare({"s": source_config(tmp_path)})
 
 
 class DeadlyEncoder(Encoder):

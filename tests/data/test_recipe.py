@@ -120,6 +120,7 @@ def test_image_tokens_on_top_is_in_the_digest():
         ("order.block_samples", 0, ["data.order.block_samples=0"]),
         ("batch.sequences", 0, ["data.batch.sequences=0"]),
         ("sources.text.max_epochs", 0.0, ["data.sources.text.max_epochs=0.0", "above 0"]),
+        ("sources.text.max_epochs", math.inf, ["max_epochs=inf: must be a number", "null for"]),
         ("mixture.category_weights.chart", 1.0, ["'chart'", "default"]),
         ("packing.top_up_texts_per_sample", -0.5, ["top_up_texts_per_sample=-0.5", "0 or more"]),
         ("packing.top_up_texts_per_sample", 0.5, ["data.mixture.grouping=true", "Set it to 0"]),

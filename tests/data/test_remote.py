@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
 import pytest
+import yaml
 from fsspec.implementations.memory import MemoryFileSystem
 from http_store import HttpStore, serving
 from shard_makers import byte_encoder, png, write_tar
@@ -18,6 +21,7 @@ from vltrain.data.config import FaultConfig, RemoteConfig, SourceConfig
 from vltrain.data.layout import RemoteShard
 from vltrain.data.pieces import PieceReader, PieceTable
 from vltrain.data.prepare import prepare_sources
+from vltrain.data.propose import propose_source
 from vltrain.data.remote import RemoteStore, source_shards
 from vltrain.data.report import PrepareReport
 from vltrain.data.sources import open_source
@@ -97,6 +101,14 @@ def test_stretches_over_chunks(tmp_path: Path) -> None:
     assert again.read(shard, 4096, 904, file=file) == BODY[4096:]
     assert len(FlakyFileSystem.asked) == 3
     assert b"".join(remote.chunks(shard, file=file)) == BODY
+
+
+def test_runs_with_chunks_of_another_size_share_the_cache(tmp_path: Path) -> None:
+    shard = put(BODY)
+    for chunk_mib in (KIB, 2 * KIB, KIB / 2):
+        remote = store(tmp_path, chunk_mib=chunk_mib)
+        file = remote.stat(shard)
+        assert remote.read(shard, 600, 3000, file=file) == BODY[600:3600]
 
 
 def test_read_ahead_fetches_what_comes_next(tmp_path: Path) -> None:
@@ -197,6 +209,10 @@ def test_sources_that_are_refused(tmp_path: Path) -> None:
         source_shards("s", config, remote=None)
     with pytest.raises(ConfigError, match="must hold at least four chunks"):
         store(tmp_path, cache_gib=2 / 2**20)
+    with pytest.raises(ConfigError, match=r"data\.remote\.tries=0 .*: at least one try"):
+        store(tmp_path, tries=0)
+    with pytest.raises(ConfigError, match=r"backoff_seconds=-1: .* waits of 0 seconds or more"):
+        store(tmp_path, backoff_seconds=-1)
     found = source_shards("s", source(config.path, tmp_path), remote=store(tmp_path))
     assert [shard.name for shard in found] == ["x-00.tar", "x-01.tar"]
 
@@ -268,6 +284,28 @@ def test_a_shard_that_changed_is_refused(tmp_path: Path) -> None:
         read_all(config, remote)
 
 
+def test_a_source_is_proposed_from_its_beginning(tmp_path: Path) -> None:
+    members: list[tuple[str, bytes]] = []
+    for n in range(400):
+        members += [(f"{n}.png", png(40)), (f"{n}.txt", b"a dog")]
+    write_tar(tmp_path / "x.tar", members)
+    size = (tmp_path / "x.tar").stat().st_size
+    shard = put((tmp_path / "x.tar").read_bytes())
+    remote = store(tmp_path, chunk_mib=1 / 32, cache_gib=2 / 1024)
+    found = propose_source([shard], remote=remote)
+    assert found is not None
+    assert (found.kind, found.fits, found.looked_at) == (RecordKind.caption, 100, 100)
+    assert "index_dir: .vltrain/pets" in found.yaml(name="pets", path=shard.url)
+    assert "index_dir" not in found.yaml(name="pets", path="/pets")
+    fetched = {end for _, end in FlakyFileSystem.asked if end is not None}
+    assert 0 < max(fetched) < size / 2
+    assert len(fetched) == len(FlakyFileSystem.asked)  # nothing twice
+
+    put(b"", "/empty.tar")
+    with pytest.raises(DataError, match=r"empty\.tar is empty"):
+        propose_source([RemoteShard("flaky:///empty.tar")], remote=remote)
+
+
 @pytest.fixture
 def http(tmp_path: Path):
     pytest.importorskip("aiohttp", reason="shards over http need fsspec[http]")
@@ -293,6 +331,17 @@ def test_http(http: HttpStore, tmp_path: Path) -> None:
     before = len(http.ranges)
     assert read_all(config, store(tmp_path)) == found  # another process of the node
     assert len(http.ranges) <= before + 1  # at most what was being read ahead
+
+
+def test_http_source_is_proposed(http: HttpStore) -> None:
+    script = Path(__file__).resolve().parents[2] / "launch" / "propose_source.py"
+    url = f"{http.url}/x-{{0..1}}.tar"
+    result = subprocess.run(
+        [sys.executable, str(script), url, "pets"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    proposed = {"kind": "caption", "modality": "multimodal", "index_dir": ".vltrain/pets"}
+    assert yaml.safe_load(result.stdout) == {"sources": {"pets": {"path": url, **proposed}}}
 
 
 def test_http_cut_off_in_the_middle(http: HttpStore, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import tarfile
 from pathlib import Path
 
@@ -55,6 +56,23 @@ def test_everything_but_a_whole_plain_tar_is_refused(tmp_path: Path) -> None:
     damaged = bytearray(whole)
     damaged[1540] ^= 1
     check(bytes(damaged), "damaged: no valid tar header at byte 1536")
+
+
+@pytest.mark.parametrize("size", ["-1536", "-1", "x"])
+def test_sizes_that_lead_backwards_are_refused(size: str) -> None:
+    info = tarfile.TarInfo("a.txt")
+    info.pax_headers = {"size": size}
+    data = info.tobuf(tarfile.PAX_FORMAT) + bytes(1024)
+    with pytest.raises(DataError, match=r"s\.tar is damaged: a tar header cannot be read"):
+        list(itertools.islice(scan_tar(data, shard=Path("s.tar")), 9))  # -1536 is the tar's begin
+
+
+@pytest.mark.parametrize("record", [b"0 a=b\n", b"-3 a=b\n", b"1", b"9", b"a=b\n"])
+def test_damaged_extended_headers_are_refused(record: bytes) -> None:
+    info = tarfile.TarInfo("PaxHeader")
+    info.type, info.size = tarfile.XHDTYPE, len(record)
+    data = info.tobuf(tarfile.USTAR_FORMAT) + record.ljust(512, b"\0")
+    check(data + tarfile.TarInfo("a.txt").tobuf() + bytes(1024), "damaged: a tar header cannot be")
 
 
 def test_sparse_members_are_refused() -> None:

@@ -27,7 +27,12 @@ from vltrain.models.trainable import part_of
 from vltrain.optim.config import OptimConfig
 from vltrain.optim.groups import parameter_groups
 
-CASE = {"model": "tiny", "parts": ["siglip", "adaptor", "language"], "overrides": {}}
+CASE = {
+    "model": "tiny",
+    "parts": ["siglip", "adaptor", "language"],
+    "overrides": {},
+    "recompute": "full",
+}
 OPTIM = OptimConfig(lr=1.0, steps=10, clip_norm=0.0)
 TOKENS_PER_IMAGE = 16
 
@@ -167,7 +172,7 @@ def compared(engine: Engine, expected: dict[str, torch.Tensor]) -> float:
 def main() -> None:
     out = Path(sys.argv[1])
     torch.set_num_threads(1)
-    start(EngineConfig(timeout_seconds=120))
+    start(EngineConfig(timeout_seconds=300))
     rows = []
     for name, split in SPLITS.items():
         expected_loss, expected = reference(split)

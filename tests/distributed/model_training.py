@@ -1,11 +1,12 @@
 """Tiny models under the real engine in two processes, whose ranks differ in pictures, labels and
 (where there are experts) in which of them are used; against plain torch in one process. Run by
-torchrun: model_training.py OUT_FILE ZERO_STAGES CASES; a case is {"model": its config in
-conf/model, "parts": what trains, "overrides": of that config}.
+torchrun: model_training.py OUT_FILE CASES; a case is {"model": its config in conf/model, "parts":
+what trains, "overrides": of that config, "recompute": how every part's layers are recomputed,
+"zero_stages": under which it trains}.
 
 Rank 0 writes, per case, ZeRO stage and step, the loss, the largest difference of any parameter and
-of the routers' corrections, how many experts each rank left without a token, and how many frozen
-tensors have moved by a bit.
+of the routers' corrections, how many experts each rank left without a token, which trained tensors
+have not moved since the start, and how many frozen ones have moved by a bit.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from vltrain.engine.engine import Engine, build_engine
 from vltrain.engine.fragments import FragmentKind
 from vltrain.engine.start import start
 from vltrain.models.build import BuiltModel, build_model
-from vltrain.models.config import ModelConfig
+from vltrain.models.config import PARTS, ModelConfig
 from vltrain.models.trainable import part_of
 from vltrain.optim.config import OptimConfig, ScheduleConfig, ScheduleKind
 from vltrain.optim.groups import parameter_groups
@@ -33,13 +34,12 @@ from vltrain.optim.groups import parameter_groups
 LENGTH = 128
 STEPS = [("image", "text"), ("same", "text"), ("unlabelled", "image"), ("text", "unlabelled")]
 CORRECTION_STEP = 0.1
+COLLECTIVE_SECONDS = 300
+"""A rank that waits longer for another hangs: generous, for machines that are busy."""
 # eps 1 makes an update proportional to its gradient, so that AdamW does not magnify rounding.
 OPTIM = OptimConfig(
     lr=1.0, steps=10, eps=1.0, schedule=ScheduleConfig(kind=ScheduleKind.constant), clip_norm=0.0
 )
-
-
-RECOMPUTED = {"sam": "full", "siglip": "full", "vit": "full", "adaptor": "full", "language": "full"}
 
 
 def build(case: dict) -> BuiltModel:
@@ -47,7 +47,10 @@ def build(case: dict) -> BuiltModel:
     merged = OmegaConf.merge(
         OmegaConf.structured(ModelConfig),
         OmegaConf.load(path),
-        {"activation_checkpointing": RECOMPUTED, "loss_chunk_tokens": 8},
+        {
+            "activation_checkpointing": dict.fromkeys(PARTS, case["recompute"]),
+            "loss_chunk_tokens": 8,
+        },
         case["overrides"],
     )
     config = OmegaConf.to_object(merged)
@@ -167,22 +170,29 @@ def train(zero_stage: int, case: dict) -> list[dict[str, float]]:
         for loss in losses:
             loss.backward()
         plain.step()
-        moved = max(
-            float((p.detach() - initial[n]).abs().max())
-            for n, p in reference.module.named_parameters()
-        )
+        moved = {
+            name: float((parameter.detach() - initial[name]).abs().max())
+            for name, parameter in reference.module.named_parameters()
+        }
         idle = distributed.gather_objects(idle_experts(built))
         # The reference has counted both ranks' tokens: its corrections move as theirs together.
         correction, expected = corrections(built), corrections(reference)
         apart = float((correction - expected).abs().max())
         rows.append(
             {
-                "loss": float(sum(losses)),
+                "loss": sum(loss.item() for loss in losses),
                 "idle_experts": idle,
                 "corrections_apart": max(distributed.gather_objects(apart)),
                 "corrections_moved": float(correction.abs().max()),
-                "moved": moved,
+                "moved": max(moved.values()),
+                # A key's bias changes no softmax: its gradient is nothing but rounding.
+                "unmoved": [
+                    name
+                    for name in reference.trainable
+                    if moved[name] == 0 and not name.endswith("k_proj.bias")
+                ],
                 "difference": largest_difference(engine, reference),
+                "every_part_trains": set(built.config.parts) == set(case["parts"]),
                 "frozen": len(frozen),
                 "frozen_moved": sum(
                     not torch.equal(frozen[name], tensor)
@@ -194,10 +204,10 @@ def train(zero_stage: int, case: dict) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    out, stages, cases = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+    out, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(1)
-    start(EngineConfig(timeout_seconds=60))
-    rows = [{stage: train(stage, case) for stage in stages} for case in cases]
+    start(EngineConfig(timeout_seconds=COLLECTIVE_SECONDS))
+    rows = [{stage: train(stage, case) for stage in case["zero_stages"]} for case in cases]
     if distributed.is_first():
         out.write_text(json.dumps(rows))
     distributed.barrier()

@@ -110,7 +110,8 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_is_clean(tmp_pat
 
 def test_many_small_gradients_add_up_in_fp32(tmp_path: Path) -> None:
     """64 equal micro-batches a rank give the gradient of one: each is an exact 64th of it in bf16,
-    and sums in bf16 would be off by about a percent."""
+    and sums in bf16 would be off by about a percent. Over ranks, a 512th of a gradient is added
+    to it, where a sum in bf16 would be the gradient alone."""
     engines = {
         f"zero{stage} {times}": {
             "zero_stage": stage,
@@ -120,11 +121,17 @@ def test_many_small_gradients_add_up_in_fp32(tmp_path: Path) -> None:
         for stage in (1, 2, 3, 0)
         for times in (1, 64)
     }
+    uneven = {"dtype": "bf16", "steps": [["same", "same/512"]]}
+    engines = {f"zero{n} uneven": {"zero_stage": n, **uneven} for n in (1, 2, 3)} | engines
     result = toy.launch("train", tmp_path, {"engines": engines}, processes=2)[0]
     for stage in range(4):
         once, often = (result[f"zero{stage} {times}"][0] for times in (1, 64))
         assert often["grad_norm"] == pytest.approx(once["grad_norm"], rel=1e-5)
         assert often["moved"] == pytest.approx(once["moved"], rel=1e-3)
+        if stage > 0:
+            expected = once["grad_norm"] * (1 + 1 / 512) / 2
+            norm = result[f"zero{stage} uneven"][0]["grad_norm"]
+            assert norm == pytest.approx(expected, rel=1e-5)
 
 
 def test_masters_alone_come_from_elsewhere_unrounded(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from vltrain.engine.config import Dtype, EngineConfig, Offload
-from vltrain.engine.render import parameter_dtype, render
+from vltrain.engine.render import frozen_dtype, parameter_dtype, render
 from vltrain.errors import ConfigError, EngineError
 
 
@@ -23,6 +23,7 @@ def test_what_deepspeed_would_choose_otherwise_is_stated() -> None:
     out = rendered(EngineConfig(zero_stage=2))
     assert out["gradient_clipping"] == 0.0  # silent, DeepSpeed clips at 1.0
     assert out["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert out["communication_data_type"] == "fp32"  # silent, DeepSpeed adds over ranks in bf16
     assert out["bf16"] == {"enabled": True}
     assert out["zero_force_ds_cpu_optimizer"] is False
     assert (out["train_micro_batch_size_per_gpu"], out["gradient_accumulation_steps"]) == (2, 3)
@@ -38,6 +39,11 @@ def test_zero_stages(stage: int) -> None:
     assert zero.get("stage3_param_persistence_threshold") == (7 if stage == 3 else None)
 
 
+def test_gradients_may_be_added_in_bf16_to_halve_the_traffic() -> None:
+    out = rendered(EngineConfig(zero_stage=2, reduce_dtype=Dtype.bf16))
+    assert out["communication_data_type"] == "bf16"
+
+
 def test_bf16_without_zero_keeps_fp32_parameters() -> None:
     config = EngineConfig(zero_stage=0, dtype=Dtype.bf16)
     assert parameter_dtype(config) == "float32"
@@ -45,6 +51,12 @@ def test_bf16_without_zero_keeps_fp32_parameters() -> None:
     assert out["bf16"] == {"enabled": False}
     assert out["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
     assert parameter_dtype(EngineConfig(zero_stage=1)) == "bfloat16"
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_frozen_towers_are_in_bf16_where_the_engine_is(stage: int) -> None:
+    assert frozen_dtype(EngineConfig(zero_stage=stage, dtype=Dtype.bf16)) == "bfloat16"
+    assert frozen_dtype(EngineConfig(zero_stage=stage, dtype=Dtype.fp32)) == "float32"
 
 
 def test_offload_is_rendered() -> None:
@@ -77,12 +89,12 @@ def test_settings_that_do_not_go_together(config: EngineConfig, words: str) -> N
 
 def test_extra_keys_are_passed_on() -> None:
     extra = {
-        "communication_data_type": "fp32",
+        "memory_breakdown": True,
         "gradient_clipping": 0.0,  # the same value is no contradiction
         "zero_optimization": {"round_robin_gradients": False, "sub_group_size": 1000},
     }
     out = rendered(EngineConfig(zero_stage=2, extra=extra))
-    assert out["communication_data_type"] == "fp32"
+    assert out["memory_breakdown"] is True
     assert out["zero_optimization"]["sub_group_size"] == 1000
     assert out["zero_optimization"]["stage"] == 2
 
@@ -143,6 +155,7 @@ def test_a_key_that_says_what_is_rendered_anyway_is_no_contradiction() -> None:
             {"zero_optimization": {"stage3_prefetch_bucket_size": 5}},
             r"Set engine\.bucket_elements instead",
         ),
+        ({"communication_data_type": "bf16"}, r"Set engine\.reduce_dtype instead"),
         ({"zero_optimization": {"contiguous_gradients": False}}, r"we depend on our value"),
     ],
 )

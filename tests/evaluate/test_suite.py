@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from PIL import Image
 
 from vltrain.batch import Learn, Modality, RecordKind
 from vltrain.data.columns import extend_catalog
-from vltrain.data.config import KeyRule, SourceConfig
+from vltrain.data.config import FaultConfig, KeyRule, RemoteConfig, SourceConfig
 from vltrain.data.index import build_index
 from vltrain.data.layout import INDEX_SCHEMA, find_shards, index_folder
+from vltrain.data.prepare import prepare_sources
+from vltrain.data.remote import RemoteStore
 from vltrain.data.shardfile import mapped, stamp_of
 from vltrain.data.sources import open_source
 from vltrain.data.writer import (
@@ -120,7 +123,7 @@ def tiny_subject(rule_tokenizer):
     return subject_of(built, end_id=rule_tokenizer.eos_id)
 
 
-def run(subject, sources, encoder, **changes):
+def run(subject, sources, encoder, *, remote=None, **changes):
     settings = EvaluateConfig(max_samples=8, batch_records=4, max_new_tokens=4, choices=5)
     for name, value in changes.items():
         setattr(settings, name, value)
@@ -132,7 +135,29 @@ def run(subject, sources, encoder, **changes):
         stage="align",
         step=3,
         model="runs/a",
+        remote=remote,
     )
+
+
+def test_a_source_behind_a_url(tiny_subject, sources, rule_encoder, tmp_path) -> None:
+    names = sorted(shard.name for shard in Path(sources["prose"].path).glob("*.tar"))
+    for name in names:
+        data = (Path(sources["prose"].path) / name).read_bytes()
+        fsspec.filesystem("memory").pipe_file(f"/prose/{name}", data)
+    url = f"memory://prose/{{{','.join(names)}}}".replace(".tar", "") + ".tar"
+    away = {"prose": replace(sources["prose"], path=url, index_dir=str(tmp_path / "index"))}
+    remote = RemoteStore(RemoteConfig(schemes=["memory"], cache_dir=str(tmp_path / "cache")))
+    prepare_sources(
+        away,
+        encoder_for=lambda source: rule_encoder,
+        workers=0,
+        faults=FaultConfig(),
+        remote=remote,
+    )
+    found = run(tiny_subject, away, rule_encoder, remote=remote).held_out
+    assert found == run(tiny_subject, {"prose": sources["prose"]}, rule_encoder).held_out
+    with pytest.raises(ConfigError, match="only local shards can be read here"):
+        run(tiny_subject, away, rule_encoder)
 
 
 def test_every_source_is_asked_what_it_can_be_asked(tiny_subject, sources, rule_encoder):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_mix import caption_source, data_config, open_mix, text_source
 
-from vltrain.data.config import DataConfig, MixtureConfig
+from vltrain.data.config import DataConfig, MixtureConfig, WhenSpent
 from vltrain.inspection.findings import Finding, Level, count_words
 from vltrain.inspection.lint import LintReport, lint_mix
 
@@ -252,6 +252,18 @@ def test_a_source_that_is_spent_before_the_end(tmp_path: Path) -> None:
     assert "spent after max_epochs=1 at about step 2 of 8" in finding.what
     assert report.sources[0].cap == 1
     assert lint(config, steps=2).findings == ()
+
+
+@pytest.mark.parametrize("max_epochs", [0.33, 1])  # a third of 20 texts is 7 of them, 0.35 epochs
+def test_a_source_that_leaves_does_not_end_the_stage(tmp_path: Path, max_epochs: float) -> None:
+    config = clean(tmp_path)
+    config.sources["b"] = text_source(tmp_path / "b", texts(50, 90))
+    config.sources["a"].max_epochs = max_epochs
+    config.sources["a"].when_spent = WhenSpent.leave
+    finding = only(lint(config, steps=8))
+    assert (finding.level, finding.check) == (Level.warning, "leaves_early")
+    assert f"seen max_epochs={max_epochs:g} times before step 8, and leaves the mix" in finding.what
+    assert finding.where == "data.sources.a"
 
 
 def test_a_weight_too_small_to_matter(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import random
 import resource
 import signal
 import socket
@@ -102,9 +104,13 @@ def python() -> tuple[str, ...]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Below the ports that the system gives to whoever asks for any, so that nobody gets it between
+    now and when it is used."""
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def launch(
@@ -114,18 +120,22 @@ def launch(
     script: str = "launch/train.py",
     kill_when: Callable[[], bool] | None = None,
     seconds: float = 400,
+    added: Mapping[str, str] | None = None,
+    obeys_modes: bool = False,
 ) -> Finished:
     """Run ``launcher script words`` to its end, or SIGKILL all its processes at once as soon as
-    ``kill_when()`` holds (or ``seconds`` are over)."""
+    ``kill_when()`` holds (or ``seconds`` are over). added: to the environment. obeys_modes: what a
+    file's mode forbids is forbidden, also to root."""
     logs = [cwd / "launch.out", cwd / "launch.err"]
     with logs[0].open("w") as out, logs[1].open("w") as err:
         process = subprocess.Popen(
             [*launcher, script, *words],
             cwd=cwd,
-            env=environment(),
+            env={**environment(), **(added or {})},
             stdout=out,
             stderr=err,
             start_new_session=True,
+            preexec_fn=_obey_modes if obeys_modes else None,
         )
         end = time.monotonic() + seconds
         while process.poll() is None:
@@ -135,6 +145,12 @@ def launch(
                 break
             time.sleep(0.01)
     return Finished(code=process.returncode, out=logs[0].read_text(), err=logs[1].read_text())
+
+
+def _obey_modes() -> None:
+    """In a child, before its program starts: give up what lets root pass (CAP_DAC_OVERRIDE)."""
+    drop_from_bounding_set, may_pass = 24, 1
+    ctypes.CDLL(None).prctl(drop_from_bounding_set, may_pass, 0, 0, 0)
 
 
 class Ranks:
@@ -174,8 +190,9 @@ class Ranks:
             assert all(p.poll() is None for p in self.processes), self.said(0) + self.said(1)
             time.sleep(0.02)
 
-    def codes(self, *, seconds: float = 60) -> list[int]:
-        """Exit codes, once all have ended; pytest -rP shows how long that took."""
+    def codes(self, *, seconds: float = 300) -> list[int]:
+        """Exit codes, once all have ended (a hang is no end); pytest -rP shows how long that
+        took."""
         begin = time.monotonic()
         codes = [process.wait(timeout=seconds) for process in self.processes]
         print(f"ended after {time.monotonic() - begin:.1f} s with {codes}")

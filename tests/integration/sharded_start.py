@@ -11,6 +11,7 @@ of the frozen towers and of the parts that start from the seed; ``largest``, of 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import weakref
 from pathlib import Path
@@ -24,10 +25,14 @@ from torch.utils._pytree import tree_iter
 from stages import policy_of
 from vltrain import distributed
 from vltrain.assemble import training
+from vltrain.assemble.stage_run import watchdog_of
 from vltrain.engine.fragments import FragmentKind
+from vltrain.engine.start import start
+from vltrain.logs import setup_logging
 from vltrain.models.build import BuiltModel
 from vltrain.models.trainable import part_of
 from vltrain.models.weights import part_digest, tensor_digest
+from vltrain.train.signals import StopRequest
 
 
 class Alive(TorchDispatchMode):
@@ -99,8 +104,15 @@ def measured(words: list[str]) -> dict[str, Any]:
 
     training.build_model, training._engine = build_measured, engine_measured
     try:
+        setup_logging(rank=int(os.environ["RANK"]))
+        device = start(config.engine)
         made = training.assemble_training(
-            config, predecessors=policy.predecessors, may_be_new=policy.may_be_new
+            config,
+            device=device,
+            predecessors=policy.predecessors,
+            may_be_new=policy.may_be_new,
+            watchdog=watchdog_of(config.engine),
+            stop=StopRequest(),
         )
     finally:
         training.build_model, training._engine = build, engine_of

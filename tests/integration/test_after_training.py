@@ -94,7 +94,9 @@ def test_an_export_gives_the_same_logits_in_stock_transformers(
     assert "| 3 | easy_vqa_what | conversation | multimodal |" in card
     assert "| MIT | easy-VQA by Victor Zhou" in card
     assert "| sam | sam | `" in card
-    assert "is not empty" in refused("runs/demo/stage3", str(target), script="export")
+    for taken in (target, target / "README.md"):
+        said = refused("runs/demo/stage3", str(taken), script="export")
+        assert f"{taken} is not empty or no folder; give a new directory" in said
 
     run = load_run(workspace / "runs/demo/stage3")
     image = StoredImage(member="red.png", data=picture.read_bytes(), width=50, height=40)
@@ -131,11 +133,12 @@ def test_an_export_gives_the_same_logits_in_stock_transformers(
 def test_an_export_in_the_original_layout_is_read_again(
     stages, in_process, workspace: Path, tmp_path: Path
 ) -> None:
-    target = tmp_path / "original"
-    words = ("--format", "deepseek_vl", "--shard-size", "200KB")
+    target = stages.runs[3] / "exported/deepseek_vl-step-6"  # where nothing else is asked for
+    words = ("--format", "deepseek_vl", "--shard-size", "200KB", "evaluate.choices=3")
     checkpoint = sorted((stages.runs[3] / "checkpoints").iterdir())[-1]
-    ended = in_process(str(checkpoint), str(target), *words, script="export")
+    ended = in_process(str(checkpoint), *words, script="export")
     assert ended.code == 0, ended.err
+    assert f"{target}: exported step 6 of" in ended.out
     assert len(list(target.glob("model-*.safetensors"))) > 3
     assert "siglip.head.probe" in (target / "README.md").read_text()  # made: none was stored
     run = load_run(workspace / "runs/demo/stage3")
@@ -148,3 +151,6 @@ def test_an_export_in_the_original_layout_is_read_again(
         )
         assert ended.code == 2
         assert "expected a size such as 500MB or 5GB" in ended.err
+    ended = in_process(str(checkpoint), "--format", "gguf", script="export")
+    assert ended.code == 2
+    assert "invalid choice: 'gguf' (choose from" in ended.err

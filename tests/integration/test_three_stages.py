@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from launching import DEMO, Stages, launch, python, rows_of
+from forked import run_forked
+from launching import DEMO, Stages, rows_of
 from safetensors.torch import load_file
 
 from vltrain.checkpoint.reader import read_part_state
@@ -133,10 +134,10 @@ def test_what_a_stage_kept_frozen_may_train_in_the_next(stages: Stages, workspac
     froze = ("run.name=froze", "stage.freeze=[language.model.embed_tokens.*]")
     shutil.copytree(workspace / "runs/demo/warm_start/sam", workspace / "elsewhere/sam")
     moved = "model.weights.sam=elsewhere/sam"  # equal bytes: taken, and recorded
-    ended = launch(python(), "stage=2", *DEMO, *few, *froze, moved, cwd=workspace)
+    ended = run_forked("stage=2", *DEMO, *few, *froze, moved, processes=1, cwd=workspace)
     assert ended.code == 0, ended.err
     thawed = ("run.name=thawed", "init_from=runs/demo/froze")
-    ended = launch(python(), "stage=3", *DEMO, *few, *thawed, cwd=workspace)
+    ended = run_forked("stage=3", *DEMO, *few, *thawed, processes=1, cwd=workspace)
     assert ended.code == 0, ended.err
     demo = stages.runs[1].parent
     for name in ("froze", "thawed"):
@@ -150,12 +151,64 @@ def test_what_a_stage_kept_frozen_may_train_in_the_next(stages: Stages, workspac
     assert trained[embedding] != began[embedding]
 
 
+@pytest.mark.slow
+def test_bf16_trains_nearly_the_same_beside_frozen_towers_in_bf16(
+    stages: Stages, workspace: Path
+) -> None:
+    words = ("stage=2", *DEMO, "engine.dtype=bf16", "run.name=bf16", "metrics.wandb.enabled=false")
+    ended = run_forked(*words, processes=1, cwd=workspace)
+    assert ended.code == 0, ended.err
+    assert ended.said("bit-identical to the start") == 1
+    rows, wanted = rows_of(stages.runs[2].with_name("bf16")), rows_of(stages.runs[2])
+    assert [row["loss"] for row in rows] == pytest.approx([r["loss"] for r in wanted], rel=0.02)
+    assert [row["loss"] for row in rows] != [row["loss"] for row in wanted]
+    found, expected = (
+        manifest_of(stages.runs[2].with_name(n))["parts"] for n in ("bf16", "stage2")
+    )
+    for part in ("sam", "siglip"):
+        assert found[part] == expected[part]
+
+
+@pytest.mark.slow
+def test_stages_left_out(stages: Stages, workspace: Path, in_process, tmp_path: Path) -> None:
+    """DeepSeek-VL Table 9: stages 1 and 3; stages 2 and 3, of which 2 makes the adaptor."""
+    few = ("optim.steps=2", "optim.schedule.warmup_steps=0", "metrics.wandb.enabled=false")
+    demo = stages.runs[1].parent
+    start = [f"model.weights.{part}={demo}/warm_start/{part}" for part in PARTS - {"adaptor"}]
+    for words in (
+        ("stage=3", "run.name=without-2", "stage.without=[2]", "init_from=runs/demo/stage1"),
+        ("stage=2", "run.name=without-1", "stage.without=[1]", "init_from=null", *start),
+        ("stage=3", "run.name=after-2", "init_from=runs/demo/without-1"),
+    ):
+        ended = run_forked(*words, *DEMO, *few, processes=1, cwd=workspace)
+        assert ended.code == 0, ended.err
+    runs = {name: manifest_of(demo / name) for name in ("without-2", "without-1", "after-2")}
+    before = {
+        name: [record["stage"]["number"] for record in manifest["lineage"]]
+        for name, manifest in runs.items()
+    }
+    assert before == {"without-2": [1], "without-1": [], "after-2": [2]}
+    parts = runs["without-2"]["parts"]
+    assert parts["adaptor"]["digest"] == part_digest(part_digests(stages.runs[1], "adaptor"))
+    for part in PARTS - {"adaptor"}:  # as stage 1 had them
+        assert parts[part]["digest"] == manifest_of(stages.runs[1])["parts"][part]["digest"]
+    assert runs["without-1"]["parts"]["adaptor"]["path"] is None
+    made = part_digests(demo / "without-1", "adaptor")
+    assert runs["after-2"]["parts"]["adaptor"]["digest"] == part_digest(made)
+    ended = in_process(str(demo / "without-2"), str(tmp_path / "exported"), script="export")
+    assert ended.code == 0, ended.err
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "| 1 align |" in card
+    assert "| 2 pretrain |" not in card
+    assert "| 3 finetune |" in card
+
+
 def test_parameters_and_states_in_host_memory_train_the_same(
     stages: Stages, workspace: Path
 ) -> None:
     offload = ("engine=zero3_offload", "engine.dtype=fp32", "run.name=offload")
     words = ("stage=1", *DEMO, *offload, "metrics.wandb.enabled=false")
-    ended = launch(python(), *words, cwd=workspace)
+    ended = run_forked(*words, processes=1, cwd=workspace)
     assert ended.code == 0, ended.err
     rows, wanted = rows_of(stages.runs[1].with_name("offload")), rows_of(stages.runs[1])
     assert [row["loss"] for row in rows] == pytest.approx([r["loss"] for r in wanted], rel=1e-5)

@@ -1,6 +1,6 @@
-"""DeepSeek-VL2's three stages, tiny, with two processes through the real launcher: tiles go through
-the whole data path, and what a stage hands over are weights and the routers' corrections. (Stages 1
-and 2 start from the seed: published weights of such a language model cannot be read yet.)"""
+"""DeepSeek-VL2's three stages, tiny, in two processes: tiles go through the whole data path, and
+what a stage hands over are weights and the routers' corrections. (Stages 1 and 2 start from the
+seed: published weights of such a language model cannot be read yet.)"""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import DEMO, deepspeed, launch, prepare_here, python, rows_of
+from forked import run_forked
+from launching import DEMO, prepare_here, rows_of
 
 TRAINED = {
     1: {"siglip", "adaptor"},
@@ -47,7 +48,7 @@ def manifest_of(run: Path) -> dict:
 def runs(workspace: Path) -> dict[int, Path]:
     for number in (1, 2, 3):
         prepare_here(workspace, *words(number))
-        ended = launch(deepspeed("--num_gpus", "2"), *words(number), cwd=workspace)
+        ended = run_forked(*words(number), processes=2, cwd=workspace)
         assert ended.code == 0, ended.err
     return {number: workspace / f"runs/demo/tiled{number}" for number in (1, 2, 3)}
 
@@ -97,9 +98,9 @@ def test_a_run_resumed_elsewhere_goes_on_with_the_same_corrections(
     shutil.copytree(runs[2], other)
     shutil.rmtree(other / "checkpoints/step-00000006")
     kept = manifest_of(other)["counters"]["routers"]
-    ended = launch(
-        python(),
+    ended = run_forked(
         *(*words(2), f"run.name={other.name}", "engine.zero_stage=3", "data.batch.micro=1"),
+        processes=1,
         cwd=workspace,
     )
     assert ended.code == 0, ended.err

@@ -184,12 +184,13 @@ def test_a_whole_conversation_is_rendered_as_it_was_trained(exported):
 def test_the_system_prompt_that_was_trained_with_is_the_default(
     tiny, build, tmp_path, export_tokens
 ):
-    prompted = dataclasses.replace(export_tokens, system_prompt=' Say "yes" – or\nno. ')
+    said = 'Say "yes" – or\nno. 😀 {{ bos_token }} {% for \\n \'em %}'
+    prompted = dataclasses.replace(export_tokens, system_prompt=f" {said} ")
     _export(build(tiny), tmp_path, prompted)
     processor = AutoProcessor.from_pretrained(tmp_path)
     turns = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
     assert processor.apply_chat_template(turns, tokenize=False) == (
-        '<bos>Say "yes" – or\nno.\n\nUser: one\n\nAssistant: two<eos>'
+        f"<bos>{said}\n\nUser: one\n\nAssistant: two<eos>"
     )
     own = [{"role": "system", "content": "Be brief."}, *turns[:1]]
     assert processor.apply_chat_template(own, tokenize=False) == ("<bos>Be brief.\n\nUser: one\n\n")

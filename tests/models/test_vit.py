@@ -100,6 +100,9 @@ def test_weights_of_another_kind_of_tower_are_refused(clip, tmp_path):
 def test_a_directory_without_weights_is_named(clip, tmp_path):
     with pytest.raises(WeightsError, match="is no published directory: it has no"):
         load_weights(fresh(clip), directories={"vit": tmp_path})
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"config\.json is damaged"):
+        load_weights(fresh(clip), directories={"vit": tmp_path})
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(WeightsError, match="cannot be read as CLIPVisionModel"):
         load_weights(fresh(clip), directories={"vit": tmp_path})

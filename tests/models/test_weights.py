@@ -13,6 +13,7 @@ from transformers.models.siglip.modeling_siglip import SiglipVisionModel
 from vltrain.errors import WeightsError
 from vltrain.models.build import build_model
 from vltrain.models.published import llama_config
+from vltrain.models.published_settings import setting_differences
 from vltrain.models.vision import sam_vision_config, siglip_vision_config
 from vltrain.models.weights import (
     load_weights,
@@ -153,6 +154,39 @@ def test_every_tensor_that_does_not_fit_is_named_at_once(tiny, tmp_path):
     assert "mis-shaped language.lm_head.weight: found (5, 64), expected (512, 64)" in message
 
 
+LLAMA = {"model_type": "llama", "num_attention_heads": 2}
+SIGLIP = {"model_type": "siglip_vision_model", "num_attention_heads": 2}
+SAM = {
+    "model_type": "sam_vision_model",
+    "num_attention_heads": 2,
+    "window_size": 4,
+    "global_attn_indexes": [1],
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "changed", "said"),
+    [
+        ("language", LLAMA, {"num_attention_heads": 4, "num_key_value_heads": 2}, "heads is 2"),
+        ("language", LLAMA, {"num_key_value_heads": 1}, "is 1, model.language.kv_heads is 2"),
+        ("language", LLAMA, {"rms_norm_eps": 1e-5}, "is 1e-05, model.language.norm_eps is 1e-06"),
+        ("language", LLAMA, {"hidden_act": "gelu"}, "is gelu; here it is always silu"),
+        ("siglip", SIGLIP, {"num_attention_heads": 4}, "is 4, model.siglip.heads is 2"),
+        ("siglip", SIGLIP, {"layer_norm_eps": 1e-5}, "is 1e-05; here it is always 1e-06"),
+        ("sam", SAM, {"num_attention_heads": 4}, "is 4, model.sam.heads is 2"),
+        ("sam", SAM, {"window_size": 8}, "is 8, model.sam.window is 4"),
+        ("sam", SAM, {"global_attn_indexes": [0]}, "is [0], model.sam.global_layers is [1]"),
+        ("sam", SAM, {"hidden_act": "relu"}, "is relu; here it is always gelu"),
+        ("sam", SAM, {"layer_norm_eps": 1e-5}, "is 1e-05; here it is always 1e-06"),
+    ],
+)
+def test_a_setting_that_no_shape_shows_is_compared(tiny, part, settings, changed, said):
+    assert setting_differences(settings, part=part, config=tiny) == []
+    [found] = setting_differences({**settings, **changed}, part=part, config=tiny)
+    assert found.startswith(f"config.json: {next(iter(changed))} of {part} is ")
+    assert said in found
+
+
 def test_a_tensor_that_no_rule_names_is_an_error(tiny, tmp_path):
     LlamaForCausalLM(llama_config(tiny.language)).save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
@@ -167,6 +201,8 @@ def test_directories_that_are_not_published_ones(tiny, tmp_path):
     def load() -> None:
         load_weights(_fresh(tiny), directories={"language": tmp_path})
 
+    with pytest.raises(WeightsError, match=r"gone does not exist\. Name where the weights are now"):
+        load_weights(_fresh(tiny), directories={"language": tmp_path / "gone"})
     with pytest.raises(WeightsError, match=r"no config\.json"):
         load()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))

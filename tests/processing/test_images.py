@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -205,6 +206,42 @@ def test_scaled_decoding_is_close_and_of_the_same_shape():
     assert np.abs(exact.astype(int) - scaled.astype(int)).mean() < 2
     png = stored(photo(512, 384))
     np.testing.assert_array_equal(decode(png, 64), decode(png, 64, "scaled"))
+
+
+def test_simplejpeg_gives_pillows_pixels(monkeypatch):
+    """Where it is used and where it is not (greys, CMYK, turned, cut off)."""
+    simplejpeg = pytest.importorskip("simplejpeg", reason="it is the extra 'fast'")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgb = photo(512, 380)
+    taken = [
+        stored(rgb, "JPEG", subsampling=subsampling, progressive=progressive)
+        for subsampling in (0, 1, 2)
+        for progressive in (False, True)
+    ] + [stored(photo(*size), "JPEG") for size in ((511, 255), (129, 600), (64, 48), (33, 9))]
+    left = [
+        stored(rgb.convert("L"), "JPEG"),
+        stored(rgb.convert("CMYK"), "JPEG"),
+        stored(rgb, "JPEG", exif=exif),
+    ]
+    used = []
+
+    def decode_jpeg(data, **options):
+        used.append(data)
+        return simplejpeg.decode_jpeg(data, **options)
+
+    monkeypatch.setattr(images, "simplejpeg", SimpleNamespace(decode_jpeg=decode_jpeg))
+    fast = [decode(data, 64, "scaled") for data in taken + left]
+    assert used == taken
+    with pytest.raises(RecordFault) as fault:
+        decode(taken[0][:2000], 64, "scaled")
+    assert fault.value.reason == "truncated"
+    decode(taken[0], 64, "exact")
+    assert used == [*taken, taken[0][:2000]]
+
+    monkeypatch.setattr(images, "simplejpeg", None)
+    for data, found in zip(taken + left, fast, strict=True):
+        np.testing.assert_array_equal(decode(data, 64, "scaled"), found)
 
 
 def test_scaled_decoding_turns_with_the_orientation():

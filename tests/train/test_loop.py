@@ -24,7 +24,7 @@ from vltrain.errors import CheckpointError, DataError, NonFiniteError, StoppedEr
 from vltrain.metrics.rows import StepRow
 from vltrain.train.agree import agree
 from vltrain.train.config import StabilityConfig
-from vltrain.train.loop import Hooks, Progress, Trainer
+from vltrain.train.loop import GoneBack, Hooks, Progress, Trainer
 from vltrain.train.stability import Stability
 
 ORIGIN = Origin(source="text", shard="a.tar", key="k")
@@ -111,7 +111,7 @@ class Recorder:
         self.faults: list[tuple[int, int]] = []
         self.failed_after: int | None = None  # rows, after which a write has failed
         self.events: list[tuple[str, int, str]] = []
-        self.updates_saved: list[int] = []  # what each rollback finds; then nothing
+        self.good: list[GoneBack] = []  # what each rollback finds; then nothing
         self.doing: list[str] = []
         self.stop: list[str | None] = []  # what is answered to each question; then nothing
 
@@ -138,7 +138,7 @@ class Recorder:
             flops=lambda plan, agreed: 7.0 * agreed.images,
             imbalance=lambda plan: 1.0 + plan.step,
             routers=lambda step, outcome: None,
-            roll_back=lambda: self.updates_saved.pop(0) if self.updates_saved else None,
+            roll_back=lambda: self.good.pop(0) if self.good else None,
             event=lambda word, step, detail: self.events.append((word, step, detail)),
             stop=lambda: self.stop.pop(0) if self.stop else None,
             doing=lambda what, step: self.doing.append(f"{what.name} {step}"),
@@ -233,7 +233,7 @@ def test_a_step_that_is_not_finite_is_skipped_within_the_budget() -> None:
 
 def test_too_many_go_back_to_the_last_checkpoint_and_on_with_the_next_data() -> None:
     engine, recorder = FakeEngine(not_finite_at=[3, 4]), Recorder()
-    recorder.updates_saved = [2]
+    recorder.good = [GoneBack(step=2, updates=2)]
     stability = Stability(StabilityConfig(skip_budget=1))
     run = trainer(nine_steps(), engine=engine, recorder=recorder, steps=7, stability=stability)
     progress = run.run()
@@ -243,16 +243,27 @@ def test_too_many_go_back_to_the_last_checkpoint_and_on_with_the_next_data() -> 
     assert progress.counters.skipped_steps == 3
     word, step, detail = recorder.events[-1]
     assert (word, step) == ("rollback", 5)
-    assert "the weights after 2 updates go on with the data after step 5" in detail
+    assert "the weights of step 2, after 2 updates, go on with the data after step 5" in detail
+    # At once, so that a restart goes on from there.
+    assert recorder.saved == [(5, {"after": 4}), (7, {"after": 6})]
+    assert stability.left == ((2, 5),)
 
 
 def test_without_rollbacks_or_checkpoint_too_many_end_the_run() -> None:
-    for config, updates, words in (
-        (StabilityConfig(skip_budget=0, rollbacks=0), [1], "went back to a checkpoint 0 times"),
-        (StabilityConfig(skip_budget=0), [], "there is no checkpoint yet to go back to"),
+    """Going back all the same, where that is possible: the same command must not begin with weights
+    that no step is finite with."""
+    good = GoneBack(step=1, updates=1)
+    for config, found, words, saved in (
+        (
+            StabilityConfig(skip_budget=0, rollbacks=0),
+            [good],
+            r"went back to a checkpoint 0 times .* of step 1, .* are saved as those of step 2\. ",
+            [(2, {"after": 1})],
+        ),
+        (StabilityConfig(skip_budget=0), [], "there is no good checkpoint to go back to: ", []),
     ):
         engine, recorder = FakeEngine(not_finite_at=[1]), Recorder()
-        recorder.updates_saved = updates
+        recorder.good = list(found)
         run = trainer(
             nine_steps(),
             engine=engine,
@@ -264,16 +275,35 @@ def test_without_rollbacks_or_checkpoint_too_many_end_the_run() -> None:
         with pytest.raises(NonFiniteError, match=rf"step 2: loss nan.*skip_budget.*{words}"):
             run.run()
         assert [row.skipped for row in recorder.rows] == [False, True]
-        assert recorder.saved == []
+        assert recorder.saved == saved
+        assert recorder.doing[-1] == "settle", "written before the end"
 
 
 def test_the_run_ends_after_its_rollbacks() -> None:
     engine, recorder = FakeEngine(not_finite_at=[1, 3]), Recorder()
-    recorder.updates_saved = [0, 0]
+    recorder.good = [GoneBack(step=0, updates=0), GoneBack(step=2, updates=0)]
     stability = Stability(StabilityConfig(skip_budget=0, rollbacks=1))
     run = trainer(nine_steps(), engine=engine, recorder=recorder, steps=7, stability=stability)
     with pytest.raises(NonFiniteError, match=r"step 4: .*went back to a checkpoint 1 times"):
         run.run()
+
+
+def test_losses_that_were_left_behind_are_no_measure_of_what_went_on() -> None:
+    """The mean loss of a checkpoint, by which the best are kept, is of its own weights' branch."""
+    recorder = Recorder()
+    recorder.good = [GoneBack(step=0, updates=0)]
+    kept: list[tuple[float, int]] = []
+    hooks = replace(recorder.hooks(), save=lambda p: kept.append((p.nats, p.targets)))
+    run = trainer(
+        nine_steps(),
+        engine=FakeEngine(not_finite_at=[2]),
+        recorder=recorder,
+        steps=4,
+        stability=Stability(StabilityConfig(skip_budget=0)),
+    )
+    run._hooks = hooks
+    run.run()
+    assert kept == [(0.0, 0), (pytest.approx(1.0), 1)]
 
 
 def test_a_jump_of_the_loss_is_warned_of_and_recorded(caplog: pytest.LogCaptureFixture) -> None:
@@ -283,6 +313,22 @@ def test_a_jump_of_the_loss_is_warned_of_and_recorded(caplog: pytest.LogCaptureF
         trainer(loader, engine=engine, recorder=recorder, steps=30).run()
     assert [(word, step) for word, step, _ in recorder.events] == [("loss_spike", 26)]
     assert "loss 9 after a median of 1 in the last 25 language steps" in caplog.text
+
+
+def test_a_step_of_which_much_less_is_learned_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Every step has two tokens, one of them learned; one step none."""
+    recorder = Recorder()
+    loader = [(plan(n, [n]), [micro(n, [1])]) for n in range(30)]
+    loader[25] = (
+        plan(25, [25]),
+        [replace(micro(25, []), num_tokens={"language": 2, "multimodal": 0})],
+    )
+    with caplog.at_level("WARNING", logger="vltrain.train.loop"):
+        trainer(loader, engine=FakeEngine(), recorder=recorder, steps=30).run()
+    assert [(word, step) for word, step, _ in recorder.events] == [("label_share", 26)]
+    assert "0.0% of the tokens are learned after a median of 50.0% in the last 25" in caplog.text
 
 
 def test_saves_on_the_way_and_at_the_end() -> None:

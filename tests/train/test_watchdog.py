@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,7 @@ class Bench:
         self.board, self.now, self.folder = Board(), 0.0, folder
         self.ended: dict[int, int] = {}
         self.beating: list[Watchdog] = []
+        self.exchanging: set[int] = set()
 
     def rank(self, rank: int, *, world: int = 2) -> Watchdog:
         def end(code: int) -> None:
@@ -60,6 +63,7 @@ class Bench:
             rank=rank,
             world=world,
             limits=LIMITS,
+            waits_for_others=lambda: rank in self.exchanging,
             clock=lambda: self.now,
             sleep=self.sleep,
             end=end,
@@ -129,6 +133,53 @@ def test_a_rank_that_waits_for_others_has_the_whole_time(bench: Bench) -> None:
     bench.now = 101
     watchdog.look()
     assert "no progress for 101 s: saving, step 8" in str(bench.fault())
+
+
+def test_at_the_start_the_one_that_reads_is_named_and_not_the_one_that_waits(bench: Bench) -> None:
+    """Both are told to load weights; one is done and waits in an exchange."""
+    waits, reads = bench.rank(0), bench.rank(1)
+    for watchdog in (waits, reads):
+        watchdog.doing("starting: loading the weights", alone=True, end_seconds=500)
+    bench.exchanging = {0}
+    for bench.now in (5, 101, 399):  # longer than anything else may take
+        for watchdog in (waits, reads):
+            watchdog.look()
+    assert bench.fault() is None
+    for bench.now in (401, 403, 413, 414):
+        for watchdog in (waits, reads):
+            watchdog.look()
+    assert str(bench.fault()).startswith("rank 1 on ")
+    assert "no progress for 401 s: starting: loading the weights" in str(bench.fault())
+    assert bench.ended == {0: 3, 1: 3}
+
+
+def test_a_rank_that_never_began_to_look_is_missed(bench: Bench) -> None:
+    """Killed or stopped between the processes' meeting and its first beat."""
+    first = bench.rank(0)
+    for bench.now in (5, 21):
+        first.look()
+    assert "rank 1 gave no sign of life for 21 s; it was starting." in str(bench.fault())
+
+
+def test_native_code_that_holds_the_interpreters_lock_is_ended(tmp_path: Path) -> None:
+    """As a read from a file system that hangs does in some libraries: no thread of the process can
+    look any more."""
+    script = (
+        "import ctypes, test_watchdog as t\n"
+        "limits = t.Limits(stall_seconds=1, end_seconds=1, lost_seconds=1, beat_seconds=0.1)\n"
+        "with t.Watchdog(t.Board(), rank=0, world=1, limits=limits):\n"
+        "    ctypes.PyDLL(None).sleep(300)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert 'File "<string>", line 4 in <module>' in ended.stderr
 
 
 def test_the_next_in_the_ring_finds_a_dead_rank(bench: Bench) -> None:

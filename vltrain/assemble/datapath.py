@@ -40,6 +40,7 @@ class DataPath:
     plan: Plan
     reader: PieceReader
     tables: tuple[PieceTable, ...]
+    remote: RemoteStore
 
 
 def open_tokenizer(config: RunConfig) -> TextTokenizer:
@@ -108,14 +109,15 @@ def open_data(config: RunConfig) -> DataPath:
         plan=Plan(recipe, seed=config.run.seed),
         reader=PieceReader(opened, tables=tables, encoder=encoder),
         tables=tables,
+        remote=remote,
     )
 
 
-def open_held_out(config: RunConfig, encoder: Encoder) -> tuple[PieceTable, ...]:
+def open_held_out(config: RunConfig, data: DataPath) -> tuple[PieceTable, ...]:
     """The held-out sources' tables. Raises DataError where one is not prepared."""
-    remote = RemoteStore(config.data.remote)
+    digest = data.encoder.digest
     return tuple(
-        PieceTable(open_source(name, source, remote=remote), encoder_digest=encoder.digest)
+        PieceTable(open_source(name, source, remote=data.remote), encoder_digest=digest)
         for name, source in config.data.held_out.items()
     )
 
@@ -179,8 +181,14 @@ def work_cost(config: RunConfig) -> WorkCost:
 
 
 def sources_to_prepare(config: RunConfig) -> dict[str, SourceConfig]:
-    """The mix's and the held-out sources under names that cannot collide."""
+    """The mix's and the held-out sources under one name each. Raises ConfigError where two would
+    have the same."""
     held_out = {f"held_out_{name}": source for name, source in config.data.held_out.items()}
+    if both := sorted(config.data.sources.keys() & held_out.keys()):
+        raise ConfigError(
+            f"data.sources.{both[0]} has the name that data.held_out."
+            f"{both[0].removeprefix('held_out_')} gets in prepare's reports; give one another name"
+        )
     return {**config.data.sources, **held_out}
 
 

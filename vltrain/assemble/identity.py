@@ -11,9 +11,11 @@ from typing import Any
 import xxhash
 import yaml
 
+from vltrain import distributed
 from vltrain.checkpoint.handoff import Expected
 from vltrain.checkpoint.store import Checkpoint
 from vltrain.errors import CheckpointError
+from vltrain.inspection.difference import value_differences
 from vltrain.models.config import ModelConfig
 from vltrain.processing.encode import Encoder
 from vltrain.runconfig import Accept, RunConfig, to_yaml
@@ -130,25 +132,41 @@ def refuse_other(config: RunConfig, identity: Identity, checkpoint: Checkpoint) 
     return different
 
 
-def _changes(checkpoint: Checkpoint, config: RunConfig, what: Accept) -> list[str]:
-    """The config's keys that may be behind a difference, with both values."""
+def warn_of_another_start(config: RunConfig, checkpoint: Checkpoint) -> None:
+    """Warn where a run that goes on is told to start from somewhere else than it did: that is not
+    read, and nearly always another run was meant."""
+    there, here = _written(checkpoint, config)
+    began, given = there.get("init_from"), here.get("init_from")
+    if distributed.is_first() and there and given is not None and given != began:
+        log.warning(
+            "init_from=%s is not read: %s goes on from its step %d, and began from %s. Give "
+            "another run.name to start anew",
+            config.init_from,
+            checkpoint.directory,
+            checkpoint.manifest.step,
+            began or "published weights",
+        )
+
+
+def _written(checkpoint: Checkpoint, config: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configs that the checkpoint was written with and that we have; nothing for one that
+    cannot be read."""
     path = checkpoint.directory / CONFIG
     if not path.is_file():
-        return []
+        return {}, {}
     try:
-        there = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        there = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError:
-        return []
-    here = _flat(yaml.safe_load(to_yaml(config)))
-    keys = [
-        key
-        for key in sorted(there.keys() | here.keys())
-        if key.startswith(_CAUSES[what]) and not key.startswith(_NO_CAUSES)
-    ]
+        return {}, {}
+    return there, yaml.safe_load(to_yaml(config))
+
+
+def _changes(checkpoint: Checkpoint, config: RunConfig, what: Accept) -> list[str]:
+    """The config's keys that may be behind a difference, with both values."""
     return [
-        f"{key}: {there.get(key, 'nothing')} there, {here.get(key, 'nothing')} here"
-        for key in keys
-        if there.get(key) != here.get(key)
+        difference.words()
+        for difference in value_differences(*_written(checkpoint, config))
+        if difference.key.startswith(_CAUSES[what]) and not difference.key.startswith(_NO_CAUSES)
     ]
 
 
@@ -157,13 +175,3 @@ def _told(changes: list[str]) -> str:
         return ""
     more = f"; and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
     return f" ({'; '.join(changes[:SHOWN])}{more})"
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    if not isinstance(values, dict) or not values:
-        return {prefix.rstrip("."): values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.")
-    return flat

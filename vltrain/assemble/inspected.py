@@ -155,7 +155,7 @@ def lint_data(config: RunConfig) -> LintReport:
     data = open_data(config)
     return lint_mix(
         data.tables,
-        held_out=open_held_out(config, data.encoder),
+        held_out=open_held_out(config, data),
         plan=data.plan,
         steps=config.optim.steps,
     )
@@ -253,5 +253,5 @@ def _recorded_words(steps: int, first: int | None) -> str:
 def _listed(what: str, differences: list[ValueDifference]) -> str:
     if not differences:
         return f"{what}: the same"
-    lines = [f"  {d.key}: {d.left} there, {d.right} here" for d in differences]
+    lines = [f"  {difference.words()}" for difference in differences]
     return "\n".join([f"{what}: {len(differences)} differ", *lines])

@@ -36,6 +36,12 @@ WANDB_ID = "wandb_id"
 SHOWN_TOKENS = 96
 
 
+def make_run_directory(directory: Path) -> None:
+    """Raises RecordingError where it cannot be made."""
+    with _written(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+
+
 class Recording:
     """Open files and sinks; does nothing on the other ranks."""
 
@@ -49,11 +55,12 @@ class Recording:
         if not distributed.is_first():
             return
         step = resumed.manifest.step if resumed is not None else 0
-        (config.run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        self._rows = JsonlSink(config.run_dir / "steps.jsonl")
-        self._rows.cut_after(step)
-        self._ledger.cut_after(step)
-        self._events.cut_after(step)
+        with _written(self._run_dir):
+            (config.run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+            self._rows = JsonlSink(config.run_dir / "steps.jsonl")
+            self._rows.cut_after(step)
+            self._ledger.cut_after(step)
+            self._events.cut_after(step)
         sinks: list[Sink] = [
             self._rows,
             ConsoleSink(sys.stderr, steps=config.optim.steps, every=config.metrics.log_every),

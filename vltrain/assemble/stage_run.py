@@ -27,10 +27,12 @@ from vltrain.assemble.shapes import model_shape
 from vltrain.batch import Fault, StepPlan
 from vltrain.checkpoint import rng
 from vltrain.checkpoint.background import BackgroundWriter
+from vltrain.checkpoint.health import Health
 from vltrain.checkpoint.manifest import Manifest, ParamRecord, PartRecord, versions
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore
 from vltrain.data.assign import assign_all, imbalance
 from vltrain.data.faults import FaultBudget
+from vltrain.engine.config import EngineConfig
 from vltrain.engine.engine import Engine, StepOutcome
 from vltrain.metrics.summary import write_summary
 from vltrain.metrics.throughput import Work, count_flops
@@ -40,7 +42,7 @@ from vltrain.optim.schedules import learning_rate
 from vltrain.runconfig import RunConfig, to_yaml
 from vltrain.train.agree import AgreedStep
 from vltrain.train.counters import Counters
-from vltrain.train.loop import Doing, Hooks, Progress, Trainer
+from vltrain.train.loop import Doing, GoneBack, Hooks, Progress, Trainer
 from vltrain.train.signals import StopRequest
 from vltrain.train.stability import Stability
 from vltrain.train.watchdog import Limits, Watchdog
@@ -67,6 +69,8 @@ class Training:
         lineage: Sequence[dict[str, Any]],
         resumed: Checkpoint | None,
         cursor: Mapping[str, Any] | None,
+        watchdog: Watchdog,
+        stop: StopRequest,
     ) -> None:
         self.config = config
         self.data = data
@@ -86,7 +90,8 @@ class Training:
         self._data_record = data_record(config)
         self._shape = model_shape(config.model)
         self._cost = work_cost(config)
-        self._stop = StopRequest()
+        self._watchdog = watchdog
+        self._stop = stop
         self.progress = _progress(resumed, cursor=cursor)
         self._budget = FaultBudget(
             config.data.faults,
@@ -103,44 +108,28 @@ class Training:
     def run(self) -> Progress:
         """Train to the end of the stage, then prove that what is frozen did not change."""
         self._say_what_trains()
-        try:
-            with (
-                self._watchdog() as watchdog,
-                contextlib.closing(self._writer),
-                self._stop.listening(),
-            ):
-                if self.progress.step < self.config.optim.steps:
-                    self.progress = self._trainer(watchdog).run()
-                else:
-                    log.info("stage already finished at step %d", self.progress.step)
-                watchdog.doing("checking what is frozen", alone=False)
-                after = frozen_digests(self.engine, self.built)
-                distributed.barrier()  # none leaves while another still reads the store
-            refuse_changed(self._before, after)
-            self._summarise(after)
-            log.info(
-                "frozen: %d tensors bit-identical to the start (per-tensor xxh3-128)",
-                len(after.tensors),
-            )
-        finally:
-            self._recording.close()
+        with contextlib.closing(self._writer):
+            if self.progress.step < self.config.optim.steps:
+                self.progress = self._trainer().run()
+            else:
+                log.info("stage already finished at step %d", self.progress.step)
+            self._watchdog.doing("checking what is frozen", alone=False)
+            after = frozen_digests(self.engine, self.built)
+        refuse_changed(self._before, after)
+        self._summarise(after)
+        log.info(
+            "frozen: %d tensors bit-identical to the start (per-tensor xxh3-128)",
+            len(after.tensors),
+        )
+        distributed.barrier()  # none leaves while another still reads the store
         return self.progress
 
-    def _watchdog(self) -> Watchdog:
-        engine = self.config.engine
-        return Watchdog(
-            distributed.open_board(timeout_seconds=engine.timeout_seconds),
-            rank=distributed.rank(),
-            world=distributed.world_size(),
-            limits=Limits(
-                stall_seconds=engine.stall_seconds,
-                end_seconds=engine.timeout_seconds,
-                lost_seconds=engine.lost_seconds,
-            ),
-        )
+    def close(self) -> None:
+        """Close the run's files and let wandb send its rest."""
+        self._recording.close()
 
-    def _trainer(self, watchdog: Watchdog) -> Trainer:
-        config = self.config
+    def _trainer(self) -> Trainer:
+        config, watchdog = self.config, self._watchdog
         loader = step_loader(
             config,
             self.data,
@@ -157,14 +146,12 @@ class Training:
         hooks = Hooks(
             row=self._recording.row,
             faults=self._count_faults,
-            save=lambda progress: self._save(progress, watchdog=watchdog),
+            save=self._save,
             copied=lambda: self._writer.copied(
                 waiting=lambda: watchdog.doing("waiting for the checkpoint's copy", alone=True)
             ),
             save_failed=self._writer.failed,
-            settle=lambda: self._writer.settle(
-                waiting=lambda: watchdog.doing("waiting for the checkpoint", alone=False)
-            ),
+            settle=self._settle,
             learning_rates=self._learning_rates,
             flops=self._flops,
             imbalance=self._imbalance,
@@ -224,9 +211,10 @@ class Training:
         self._budget.count(read=read, faults=faults)
         return self._budget.bad()
 
-    def _save(self, progress: Progress, *, watchdog: Watchdog) -> None:
+    def _save(self, progress: Progress) -> None:
         def waiting() -> None:
-            watchdog.doing(f"waiting for the checkpoint before step {progress.step}", alone=False)
+            what = f"waiting for the checkpoint before step {progress.step}"
+            self._watchdog.doing(what, alone=False)
 
         self._recording.sync()
         self._writer.save(
@@ -242,17 +230,25 @@ class Training:
         if not self.config.checkpoint.background:
             self._writer.settle(waiting=waiting)
 
-    def _roll_back(self) -> int | None:
-        """Weights and optimizer of the newest good checkpoint; the updates in them."""
-        self._writer.settle(waiting=lambda: None)
-        checkpoint = self._store.newest()
+    def _settle(self) -> None:
+        self._writer.settle(
+            waiting=lambda: self._watchdog.doing("waiting for the checkpoint", alone=False)
+        )
+
+    def _roll_back(self) -> GoneBack | None:
+        """Weights and optimizer of the last good checkpoint."""
+        self._settle()
+        checkpoint = self._store.last_good(
+            updates=_updates(self.progress), left=self._stability.left
+        )
         if checkpoint is None:
             return None
         updates = updates_in(checkpoint)
         self.engine.import_state(checkpoint.reader(), updates=updates)
         routers.restore(self.built, checkpoint.manifest)
-        log.warning("weights and optimizer are those of %s again", checkpoint.directory)
-        return updates
+        if distributed.is_first():
+            log.warning("weights and optimizer are those of %s again", checkpoint.directory)
+        return GoneBack(step=checkpoint.manifest.step, updates=updates)
 
     def _manifest(self, progress: Progress) -> Manifest:
         config = self.config
@@ -293,6 +289,11 @@ class Training:
             data=self._data_record,
             lineage=self._lineage,
             world={"size": distributed.world_size(), "zero_stage": config.engine.zero_stage},
+            health=Health(
+                updates=_updates(progress),
+                skipped_lately=self._stability.skipped_lately(progress.step),
+                left=self._stability.left,
+            ),
             versions=versions(),
         )
 
@@ -322,9 +323,28 @@ class Training:
             write_summary(self.config.run_dir, summary=summary)
 
 
+def watchdog_of(config: EngineConfig) -> Watchdog:
+    """For this process, once it has met the others."""
+    return Watchdog(
+        distributed.open_board(timeout_seconds=config.timeout_seconds),
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+        limits=Limits(
+            stall_seconds=config.stall_seconds,
+            end_seconds=config.timeout_seconds,
+            lost_seconds=config.lost_seconds,
+        ),
+    )
+
+
 def updates_in(checkpoint: Checkpoint) -> int:
     """Updates that a checkpoint's weights have seen: its steps less those that were skipped."""
     return checkpoint.manifest.step - checkpoint.manifest.counters["sums"]["skipped_steps"]
+
+
+def _updates(progress: Progress) -> int:
+    """Updates that are in the weights."""
+    return progress.step - progress.counters.skipped_steps
 
 
 def _progress(resumed: Checkpoint | None, *, cursor: Mapping[str, Any] | None) -> Progress:

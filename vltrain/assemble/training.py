@@ -1,12 +1,14 @@
 """One stage of training, assembled: the table of contents of a run.
 
-In: a checked config and the stage numbers that it may start from. Out: a ``Training`` whose
-``run()`` trains the stage to its end. Everything that must fail fails here, before the first step:
-data, weights, contract, resume.
+In: a checked config and the stage numbers that it may start from. Out: the stage, trained to its
+end (``train_stage``). Everything that must fail fails while it is assembled, before the first step:
+data, weights, contract, resume. From the moment that the processes have met each other a watchdog
+is told what each does, so that none waits for ever for one that hangs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Collection
@@ -18,10 +20,16 @@ import torch
 from vltrain import distributed
 from vltrain.assemble import routers
 from vltrain.assemble.datapath import DataPath, open_data
-from vltrain.assemble.identity import Identity, expected_of, model_digest, refuse_other
+from vltrain.assemble.identity import (
+    Identity,
+    expected_of,
+    model_digest,
+    refuse_other,
+    warn_of_another_start,
+)
 from vltrain.assemble.provenance import lineage
-from vltrain.assemble.recording import Recording, show_masked_examples
-from vltrain.assemble.stage_run import Training, updates_in
+from vltrain.assemble.recording import Recording, make_run_directory, show_masked_examples
+from vltrain.assemble.stage_run import Training, updates_in, watchdog_of
 from vltrain.assemble.weights import (
     from_files,
     load_parts,
@@ -36,9 +44,8 @@ from vltrain.checkpoint.reader import check_fits
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore
 from vltrain.data.assign import micro_batches_per_rank
 from vltrain.data.repetition import repetition_warnings
-from vltrain.engine.config import Dtype
 from vltrain.engine.engine import Engine, build_engine
-from vltrain.engine.render import parameter_dtype
+from vltrain.engine.render import frozen_dtype, parameter_dtype
 from vltrain.engine.sharding import sharing
 from vltrain.engine.start import start
 from vltrain.errors import CheckpointError, DataError
@@ -47,23 +54,59 @@ from vltrain.models.build import BuiltModel, build_model
 from vltrain.models.trainable import part_of, parts_of
 from vltrain.optim.groups import parameter_groups
 from vltrain.runconfig import Accept, Resume, RunConfig, given_weights
+from vltrain.train.signals import StopRequest
+from vltrain.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 
-def assemble_training(
+def train_stage(
     config: RunConfig, *, predecessors: Collection[int], may_be_new: Collection[str]
-) -> Training:
-    """Build a stage of training, or raise what is wrong with it. ``predecessors``: stage numbers
-    that it may start from (0: published weights). ``may_be_new``: parts that may start from the
-    seed."""
+) -> None:
+    """Join the other processes, assemble the stage and train it to its end. ``predecessors`` and
+    ``may_be_new``: see ``assemble_training``."""
     setup_logging(rank=int(os.environ.get("RANK", "0")))
-    device = start(config.engine)
+    stop = StopRequest()
+    with distributed.answered(), contextlib.ExitStack() as afterwards:
+        device = start(config.engine)
+        with stop.listening(), watchdog_of(config.engine) as watchdog:
+            training = assemble_training(
+                config,
+                device=device,
+                predecessors=predecessors,
+                may_be_new=may_be_new,
+                watchdog=watchdog,
+                stop=stop,
+            )
+            # Last of all: the others must know the reason of an end before wandb has sent its rest.
+            afterwards.callback(training.close)
+            training.run()
+
+
+def assemble_training(
+    config: RunConfig,
+    *,
+    device: torch.device,
+    predecessors: Collection[int],
+    may_be_new: Collection[str],
+    watchdog: Watchdog,
+    stop: StopRequest,
+) -> Training:
+    """Build a stage of training, or raise what is wrong with it; ``watchdog`` is told what is being
+    done. ``predecessors``: stage numbers that it may start from (0: published weights).
+    ``may_be_new``: parts that may start from the seed."""
+
+    def doing(what: str) -> None:
+        limit = config.engine.start_seconds
+        watchdog.doing(f"starting: {what}", alone=True, end_seconds=limit)
+
+    doing("finding the checkpoint")
     if distributed.is_first():
-        config.run_dir.mkdir(parents=True, exist_ok=True)
+        make_run_directory(config.run_dir)
     distributed.barrier()
     store = CheckpointStore(config.run_dir / "checkpoints", config=config.checkpoint)
     resumed = _resumed(config, store)
+    doing("opening the data")
     data = _open_data(config)
     identity = Identity(
         recipe=data.recipe.digest,
@@ -71,25 +114,20 @@ def assemble_training(
         tokenizer=data.encoder.tokenizer.digest,
         seed=config.run.seed,
     )
-    accepted = refuse_other(config, identity, resumed) if resumed is not None else set()
+    accepted = set()
+    if resumed is not None:
+        accepted = refuse_other(config, identity, resumed)
+        warn_of_another_start(config, resumed)
     origins = _origins(config, data, resumed=resumed, predecessors=predecessors)
     if resumed is None:
         refuse_unasked_random(config.model, origins, may_be_new=may_be_new)
-    built = build_model(
-        config.model,
-        trainable=config.stage.trainable,
-        freeze=config.stage.freeze,
-        dtype=getattr(torch, parameter_dtype(config.engine)),
-        frozen_dtype=torch.bfloat16 if config.engine.dtype is Dtype.bf16 else torch.float32,
-        device=device,
-        seed=config.run.seed,
-        unfilled=from_files(origins),
-        keep=sharing(config.engine, device=device),
-    )
+    doing("building the model")
+    built = _built(config, origins, device)
     params = _params(config, built)
     if resumed is not None:
         shapes = {n: tuple(p.shape) for n, p in built.named_parameters() if p.requires_grad}
         check_fits(resumed.directory, resumed.manifest, trainable=shapes)
+    doing("loading the weights")
     records, digests = load_parts(
         built,
         origins,
@@ -99,9 +137,13 @@ def assemble_training(
     earlier = resumed or origins.predecessor
     if earlier is not None:
         routers.restore(built, earlier.manifest)
+    distributed.barrier()  # the engine's own exchanges wait less long for a slow reader
+    doing("starting the engine")
     engine = _engine(config, built, device)
+    doing("restoring masters and optimizer")
     _restore(config, engine, origins, resumed)
     _restore_rng(config, resumed)
+    doing("showing what is learned and opening the run's files")
     show_masked_examples(config, data)
     return Training(
         config,
@@ -117,6 +159,8 @@ def assemble_training(
         lineage=lineage(resumed, predecessor=origins.predecessor),
         resumed=resumed,
         cursor=_cursor(data, resumed, accepted),
+        watchdog=watchdog,
+        stop=stop,
     )
 
 
@@ -148,8 +192,12 @@ def _cursor(
     log.warning(
         "the new data recipe begins at its own beginning, at step %d", resumed.manifest.step
     )
-    packs = resumed.manifest.counters["sums"]["packs"]
-    return data.plan.cursor_at(step=resumed.manifest.step, packs=packs)
+    sums = resumed.manifest.counters["sums"]
+    return data.plan.cursor_at(
+        step=resumed.manifest.step,
+        packs=sums["packs"],
+        tokens=sum(sums["planned_tokens"].values()),
+    )
 
 
 def _open_data(config: RunConfig) -> DataPath:
@@ -182,6 +230,20 @@ def _origins(
         parts=parts,
         predecessors=predecessors,
         expected=expected_of(config, data.encoder),
+    )
+
+
+def _built(config: RunConfig, origins: HandOff, device: torch.device) -> BuiltModel:
+    return build_model(
+        config.model,
+        trainable=config.stage.trainable,
+        freeze=config.stage.freeze,
+        dtype=getattr(torch, parameter_dtype(config.engine)),
+        frozen_dtype=getattr(torch, frozen_dtype(config.engine)),
+        device=device,
+        seed=config.run.seed,
+        unfilled=from_files(origins),
+        keep=sharing(config.engine, device=device),
     )
 
 

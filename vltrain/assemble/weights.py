@@ -113,9 +113,9 @@ def refuse_unasked_random(
 
 def masters_of(origins: HandOff, *, config: ModelConfig, dtype: torch.dtype) -> Read | None:
     """Reader of the fp32 masters of what a stage starts with, None where the module's own copy, in
-    ``dtype``, is as good: what a checkpoint or a published file holds in fp32 must not pass through
-    bf16. A tensor that the predecessor kept frozen has no master; its value is in the module. The
-    necks of a fresh adaptor have SAM's (see ``neck_source``)."""
+    ``dtype``, is as good: what a checkpoint holds in fp32, or a published file in fp32 or fp16,
+    must not pass through bf16. A tensor that the predecessor kept frozen has no master; its value
+    is in the module. The necks of a fresh adaptor have SAM's (see ``neck_source``)."""
     inside = {p for p, origin in origins.parts.items() if origin.kind is OriginKind.checkpoint}
     reader = origins.predecessor.reader() if origins.predecessor is not None and inside else None
     published = {
@@ -138,7 +138,7 @@ def masters_of(origins: HandOff, *, config: ModelConfig, dtype: torch.dtype) -> 
         directory = published.get(part)
         if directory is not None and stored in directory.shapes and kind is FragmentKind.master:
             tensor = directory.tensor(stored)
-            if tensor.dtype.itemsize > dtype.itemsize:
+            if tensor.dtype != dtype:
                 return tensor.flatten()[offset : offset + count].float()
         return None
 

@@ -110,12 +110,12 @@ class BackgroundWriter:
         self,
         manifest: Manifest,
         fragments: Iterable[Fragment],
-        stream: contextlib.AbstractContextManager[Any],
+        stream: torch.cuda.Stream | None,
         **files: Any,
     ) -> None:
         begin = time.monotonic()
         try:
-            with stream:
+            with _on(stream):
                 snapshot = deque(fragments)
         finally:
             self._copied.set()
@@ -132,14 +132,29 @@ class BackgroundWriter:
             log.info("checkpoint of step %d in %s (%.1f s)", manifest.step, directory, seconds)
 
 
-def _beside_the_kernels() -> contextlib.AbstractContextManager[Any]:
+def _beside_the_kernels() -> torch.cuda.Stream | None:
     """On a GPU, a stream of its own for the copies: after all that is queued now, the last update
     among it, and beside what comes."""
     if not torch.cuda.is_initialized():
-        return contextlib.nullcontext()
+        return None
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    return torch.cuda.stream(stream)
+    return stream
+
+
+@contextlib.contextmanager
+def _on(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """In a thread of its own. Copies go to pageable memory, so each is there when the call that
+    asked for it returns: no event has to be waited for before the files are written, no pinned
+    memory lives on. What is copied from belongs to the engine and outlives the copy, so the
+    allocator need not be told of the stream."""
+    if stream is None:
+        yield
+        return
+    # A new thread is on GPU 0; leaving the stream would make a context there, in every process.
+    torch.cuda.set_device(stream.device)
+    with torch.cuda.stream(stream):
+        yield
 
 
 def _consumed(snapshot: deque[Fragment]) -> Iterator[Fragment]:

@@ -22,7 +22,13 @@ import torch
 from vltrain.checkpoint.config import CheckpointConfig
 from vltrain.checkpoint.manifest import MANIFEST, Manifest
 from vltrain.checkpoint.reader import read_part_state
-from vltrain.checkpoint.store import Checkpoint, CheckpointStore, open_checkpoint, verify
+from vltrain.checkpoint.store import (
+    Checkpoint,
+    CheckpointStore,
+    not_finite,
+    open_checkpoint,
+    verify,
+)
 from vltrain.errors import CheckpointError, ContractError
 
 log = logging.getLogger(__name__)
@@ -174,6 +180,8 @@ def _find(init_from: Path) -> Checkpoint:
                 f"init_from={init_from} is damaged: bytes of {', '.join(damaged)} are not as "
                 "written."
             )
+        if (problem := not_finite(checkpoint.manifest)) is not None:
+            raise CheckpointError(f"init_from={init_from}: {problem}. Use an earlier checkpoint.")
         return checkpoint
     newest = None
     if init_from.is_dir():

@@ -19,6 +19,7 @@ from typing import Any
 
 import xxhash
 
+from vltrain.checkpoint.health import Health
 from vltrain.errors import CheckpointError
 
 SCHEMA = 1
@@ -80,8 +81,9 @@ class Manifest:
     plan's position (None: the start). counters: sums so far. world: size, zero_stage. metrics:
     loss (training, since the checkpoint before), for retention. recipe, data: numbers of the
     stage's recipe, and its sources with their licences; lineage: the same of the stages before.
-    rng: unused, the states are in a file of each rank's own. fragments and files are filled in by
-    the store. digest: of the manifest's own text, to find damage inside it.
+    rng: unused, the states are in a file of each rank's own. health: of the run when it was
+    written (None: by a version that did not record it). fragments and files are filled in by the
+    store. digest: of the manifest's own text, to find damage inside it.
     """
 
     created: str
@@ -107,6 +109,7 @@ class Manifest:
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     lineage: list[dict[str, Any]] = field(default_factory=list)
     rng: dict[str, Any] = field(default_factory=dict)
+    health: Health | None = None
     versions: dict[str, str] = field(default_factory=dict)
     fragments: tuple[FragmentRecord, ...] = ()
     files: tuple[FileRecord, ...] = ()
@@ -213,8 +216,9 @@ def _parse(path: Path) -> Manifest:
     }
     try:
         values["files"] = tuple(FileRecord(**row) for row in values.get("files", ()))
+        values["health"] = _health(values.get("health"))
         manifest = Manifest(**values)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}.") from error
     named = [f.path for f in manifest.files]
     named += [p.tensors for p in manifest.parts.values() if p.tensors is not None]
@@ -237,6 +241,13 @@ def _records(values: Mapping[str, Any], key: str, kind: Any, *, path: Path) -> d
         return {name: kind(**row) for name, row in values[key].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged in {key!r}: {error!r}.") from error
+
+
+def _health(stored: dict[str, Any] | None) -> Health | None:
+    if stored is None:
+        return None
+    health = Health(**stored)
+    return dataclasses.replace(health, left=tuple((back, at) for back, at in health.left))
 
 
 def _parse_fragments(directory: Path) -> tuple[FragmentRecord, ...]:

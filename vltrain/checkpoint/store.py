@@ -15,7 +15,7 @@ import logging
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 
 from vltrain import distributed
 from vltrain.checkpoint.config import CheckpointConfig
+from vltrain.checkpoint.health import NOT_FINITE, why_not_good
 from vltrain.checkpoint.manifest import (
     FRAGMENTS,
     MANIFEST,
@@ -67,6 +68,16 @@ class Checkpoint:
         return load_file(self.directory / name)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """What one rank wrote of a checkpoint. problem: why it could not."""
+
+    rows: list[FragmentRecord]
+    files: list[FileRecord]
+    finite: bool
+    problem: str | None
+
+
 def _rng_name(rank: int) -> str:
     return f"rng-{rank:05d}.safetensors"
 
@@ -74,6 +85,12 @@ def _rng_name(rank: int) -> str:
 def open_checkpoint(directory: Path) -> Checkpoint:
     """One checkpoint directory, sizes checked. Raises CheckpointError."""
     return Checkpoint(directory=directory, manifest=read_manifest(directory))
+
+
+def not_finite(manifest: Manifest) -> str | None:
+    """Why nothing can go on from a checkpoint with these values, None where it can."""
+    health = manifest.health
+    return NOT_FINITE if health is not None and not health.finite else None
 
 
 def verify(checkpoint: Checkpoint) -> list[str]:
@@ -106,26 +123,45 @@ class CheckpointStore:
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose every file has its digest, None where there is no directory
-        at all (collective). A damaged one is named in a warning and the one before is taken.
+        at all (collective). One that is damaged, or whose values are not finite, is named in a
+        warning and the one before is taken.
 
-        Raises CheckpointError where there are checkpoints and every one is damaged: to start from
+        Raises CheckpointError where there are checkpoints and every one is so: to start from
         nothing in their place is not ours to decide.
         """
         steps = distributed.broadcast_object(self.steps())
-        for step in reversed(steps):
-            problem = self._problem(step)
+        found = self._first_of(reversed(steps), unfit=not_finite)
+        if found is None and steps:
+            raise CheckpointError(
+                f"All {len(steps)} checkpoints in {self.directory} are damaged or not finite "
+                f"(steps {steps}). Restore one from a copy, or move the directory away to start "
+                "anew."
+            )
+        return found
+
+    def last_good(self, *, updates: int, left: Sequence[tuple[int, int]]) -> Checkpoint | None:
+        """The newest that a run of so many ``updates`` may go back to (collective; see ``health``
+        for what is good and what ``left`` is); the others are named in warnings. None where there
+        is no such one."""
+
+        def unfit(manifest: Manifest) -> str | None:
+            return why_not_good(manifest.health, step=manifest.step, updates=updates, left=left)
+
+        steps = distributed.broadcast_object(self.steps())
+        return self._first_of(reversed(steps), unfit=unfit)
+
+    def _first_of(
+        self, steps: Iterable[int], *, unfit: Callable[[Manifest], str | None]
+    ) -> Checkpoint | None:
+        for step in steps:
+            problem = self._problem(step, unfit=unfit)
             if problem is None:
                 return open_checkpoint(self.path(step))
             if distributed.is_first():
                 log.warning("Checkpoint of step %d is passed over: %s", step, problem)
-        if steps:
-            raise CheckpointError(
-                f"All {len(steps)} checkpoints in {self.directory} are damaged (steps {steps}). "
-                "Restore one from a copy, or move the directory away to start anew."
-            )
         return None
 
-    def _problem(self, step: int) -> str | None:
+    def _problem(self, step: int, *, unfit: Callable[[Manifest], str | None]) -> str | None:
         """Why a checkpoint cannot be used, agreed on by all ranks."""
         try:
             checkpoint, mine = open_checkpoint(self.path(step)), None
@@ -134,6 +170,8 @@ class CheckpointStore:
         problems = [p for p in distributed.gather_objects(mine) if p is not None]
         if problems or checkpoint is None:
             return problems[0]
+        if (reason := unfit(checkpoint.manifest)) is not None:
+            return f"{reason}."
         damaged = verify(checkpoint)
         return f"bytes of {', '.join(damaged)} are not as written." if damaged else None
 
@@ -152,13 +190,13 @@ class CheckpointStore:
         tensor of its base weights. texts: further small files by name. rng: this rank's random
         states. Raises CheckpointError on every rank where any could not write.
         """
-        aside = self.directory / f".saving-{self.path(manifest.step).name}"
+        step = manifest.step
+        aside = self.directory / f".saving-{self.path(step).name}"
         if distributed.is_first():
             self._make_aside(aside)
         distributed.barrier()
-        rows, files, problem = self._write_own(aside, fragments, rng=rng or {})
-        gathered = distributed.gather_objects((rows, files, problem))
-        problems = [p for _, _, p in gathered if p is not None]
+        gathered = distributed.gather_objects(self._write_own(aside, fragments, rng=rng or {}))
+        problems = [share.problem for share in gathered if share.problem is not None]
         if not problems and distributed.is_first():
             problems = self._complete(
                 aside,
@@ -172,12 +210,14 @@ class CheckpointStore:
             if distributed.is_first():
                 shutil.rmtree(aside, ignore_errors=True)
             raise CheckpointError(
-                f"The checkpoint of step {manifest.step} could not be written to {self.directory}: "
+                f"The checkpoint of step {step} could not be written to {self.directory}: "
                 f"{'; '.join(problems)}. Older checkpoints are as they were."
             )
         if distributed.is_first():
-            self._thin_out(newest=manifest.step)
-        return self.path(manifest.step)
+            if not all(share.finite for share in gathered):
+                log.warning("Checkpoint of step %d: %s; no run will use it", step, NOT_FINITE)
+            self._thin_out(newest=manifest)
+        return self.path(step)
 
     def _make_aside(self, aside: Path) -> None:
         """An empty hidden folder; what earlier, interrupted saves and removals left goes. A folder
@@ -192,28 +232,30 @@ class CheckpointStore:
 
     def _write_own(
         self, aside: Path, fragments: Iterable[Fragment], *, rng: Mapping[str, torch.Tensor]
-    ) -> tuple[list[FragmentRecord], list[FileRecord], str | None]:
+    ) -> _Share:
         if not aside.is_dir():
             problem = (
                 f"rank {distributed.rank()} on {socket.gethostname()} does not see {aside}: the "
                 "run directory must be writable and on a file system that every node shares"
             )
-            return [], [], problem
+            return _Share(rows=[], files=[], finite=True, problem=problem)
         try:
             writer = FragmentWriter(aside)
             for fragment in fragments:
                 writer.add(fragment)
             if rng:
                 writer.add_file(_rng_name(distributed.rank()), dict(rng))
-            return writer.rows, writer.finish(), None
+            files = writer.finish()
         except (OSError, SafetensorError) as error:
-            return [], [], f"rank {distributed.rank()}: {error}"
+            problem = f"rank {distributed.rank()}: {error}"
+            return _Share(rows=[], files=[], finite=True, problem=problem)
+        return _Share(rows=writer.rows, files=files, finite=writer.finite, problem=None)
 
     def _complete(
         self,
         aside: Path,
         manifest: Manifest,
-        gathered: list[tuple[list[FragmentRecord], list[FileRecord], str | None]],
+        gathered: list[_Share],
         *,
         tensor_digests: Mapping[str, Mapping[str, str]],
         texts: Mapping[str, str],
@@ -221,15 +263,20 @@ class CheckpointStore:
         """Rank 0's part: side files, manifest, rename. Returns what went wrong."""
         try:
             parts = dict(manifest.parts)
-            files = [f for _, own, _ in gathered for f in own]
+            files = [file for share in gathered for file in share.files]
             files += [write_text(aside / name, text) for name, text in texts.items()]
             for part, digests in tensor_digests.items():
                 name = f"digests-{part}.json"
                 files.append(write_text(aside / name, json.dumps(digests)))
                 parts[part] = dataclasses.replace(parts[part], tensors=name)
+            health = manifest.health
+            if health is not None:
+                finite = all(share.finite for share in gathered)
+                health = dataclasses.replace(health, finite=finite)
             manifest = dataclasses.replace(
                 manifest,
-                fragments=tuple(r for own, _, _ in gathered for r in own),
+                health=health,
+                fragments=tuple(row for share in gathered for row in share.rows),
                 parts=parts,
                 versions=manifest.versions or versions(),
             )
@@ -264,14 +311,28 @@ class CheckpointStore:
                 losses.append((loss, step))
         return {step for _, step in sorted(losses)[: self._config.keep_best]}
 
-    def _thin_out(self, *, newest: int) -> None:
-        """Keep the last ``keep_last`` up to ``newest``, the multiples of ``keep_every_steps`` and
-        the ``keep_best`` of lowest loss."""
-        older = [step for step in self.steps() if step <= newest]
+    def _last_good(self, steps: Sequence[int], *, newest: Manifest) -> set[int]:
+        """The last of ``steps`` that a run may go back to from ``newest``."""
+        if newest.health is None:
+            return set()
+        updates, left = newest.health.updates, newest.health.left
+        for step in reversed(steps):
+            try:
+                health = read_manifest(self.path(step)).health
+            except CheckpointError:
+                continue
+            if why_not_good(health, step=step, updates=updates, left=left) is None:
+                return {step}
+        return set()
+
+    def _thin_out(self, *, newest: Manifest) -> None:
+        """Keep the last ``keep_last`` up to ``newest``, the multiples of ``keep_every_steps``, the
+        ``keep_best`` of lowest loss, and one that the run may go back to."""
+        older = [step for step in self.steps() if step <= newest.step]
         every = self._config.keep_every_steps
         keep = set(older[-max(1, self._config.keep_last) :])
         keep |= {step for step in older if every and step % every == 0}
-        keep |= self._best(older)
+        keep |= self._best(older) | self._last_good(older, newest=newest)
         for step in older:
             if step not in keep:
                 # Rename first: a removal cut short leaves nothing that looks like a checkpoint.

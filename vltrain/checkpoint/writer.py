@@ -2,7 +2,8 @@
 
 In: fragments, one at a time. Out: safetensors files of bounded size in one folder, weights and
 moments apart so that the next stage need not read moments, and the rows that say where each run
-lies. Cost: memory for one file's tensors; each file is read back once for its digest.
+lies; and whether all of it is finite. Cost: memory for one file's tensors, one pass over each; each
+file is read back once for its digest.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from vltrain import distributed
+from vltrain.checkpoint.health import all_finite
 from vltrain.checkpoint.manifest import FileRecord, FragmentRecord, digest_file
 from vltrain.engine.fragments import MOMENTS, Fragment
 
@@ -30,9 +32,11 @@ class FragmentWriter:
         self._pending_bytes = {"weights": 0, "moments": 0}
         self._written = {"weights": 0, "moments": 0}
         self.rows: list[FragmentRecord] = []
+        self.finite = True  # so far, every value
         self._files: list[FileRecord] = []
 
     def add(self, fragment: Fragment) -> None:
+        self.finite = self.finite and all_finite(fragment.values)
         side = "moments" if fragment.kind in MOMENTS else "weights"
         key = f"{fragment.kind.value}/{fragment.name}@{fragment.offset}"
         self._pending[side][key] = fragment.values.contiguous()

@@ -87,13 +87,16 @@ def read_catalog(folder: Path) -> dict[str, Any] | None:
     """``catalog.json`` of an index or table folder, or None. Raises DataError when damaged."""
     path = folder / CATALOG_NAME
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not isinstance(found.get("shards"), dict):
+            raise ValueError("it names no shards")
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise DataError(
             f"{path} is damaged ({error}); delete it and run: {PREPARE_COMMAND}"
         ) from error
+    return found
 
 
 def extend_catalog(
@@ -103,8 +106,10 @@ def extend_catalog(
 
     A catalog of another ``schema`` is begun anew.
     """
-    make_folder(folder)
-    with (folder / ".lock").open("w") as lock:
+    lock_path = folder / ".lock"
+    with _writable(lock_path):
+        lock = lock_path.open("w")
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         present = read_catalog(folder)
         if present is None or present.get("schema") != header["schema"]:
@@ -113,28 +118,25 @@ def extend_catalog(
         write_json(folder / CATALOG_NAME, {**header, "shards": merged})
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder. Raises DataError where that is not allowed."""
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Its folder made. Raises DataError where the system lets nothing be written there."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise DataError(
-            f"cannot write {folder} ({error.strerror}); set index_dir of this source to a folder "
-            f"that can be written"
+            f"cannot write {path} ({error.strerror}); set index_dir of this source to a folder "
+            f"that can be written, with room"
         ) from error
 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    make_folder(path.parent)
     aside = path.parent / f".{path.name}.{os.getpid()}"
-    try:
-        yield aside
-        os.replace(aside, path)
-    except PermissionError as error:
-        raise DataError(
-            f"cannot write {path} ({error.strerror}); set index_dir of this source to a folder "
-            f"that can be written"
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)
+    with _writable(path):
+        try:
+            yield aside
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)

@@ -80,9 +80,9 @@ class Ledger:
         many rows remain."""
         if not self.path.is_file():
             return 0
-        text = self.path.read_text(encoding="utf-8")
-        whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        # Not splitlines: a key may hold other separators, which JSON leaves as they are.
+        *whole, _ = self.path.read_text(encoding="utf-8").split("\n")
+        kept = [line + "\n" for line in whole if json.loads(line)["step"] <= step]
         aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         aside.write_text("".join(kept), encoding="utf-8")
         os.replace(aside, self.path)

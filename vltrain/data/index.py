@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +31,8 @@ from vltrain.data.layout import (
     is_meta_member,
     split_member,
 )
-from vltrain.data.shardfile import Stamp, stamp_of
-from vltrain.data.tarscan import Bytes, TarMember, scan_tar
+from vltrain.data.shardfile import Bytes, Stamp, stamp_of
+from vltrain.data.tarscan import TarMember, scan_tar
 from vltrain.errors import DataError, RecordFault
 from vltrain.processing.images import probe_size
 
@@ -62,6 +62,17 @@ class Member(NamedTuple):
     height: int = 0
     reason: str = ""
     detail: str = ""
+
+
+class Extent(NamedTuple):
+    """Where a sample lies. ``offset`` and ``size``: bytes of the shard from its first member to the
+    end of its last (headers between them included); ``members``: extension, first byte and end of
+    each in that stretch, in shard order."""
+
+    key: str
+    offset: int
+    size: int
+    members: list[tuple[str, int, int]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,13 +133,23 @@ class ShardIndex:
         readable = width > 0
         return width[readable], height[readable]
 
-    def extents(self, row: int) -> tuple[list[str], list[int], list[int]]:
-        """Extensions, offsets and sizes in bytes of the members of a sample, in shard order."""
-        first, end = self._bounds[row], self._bounds[row + 1]
-        (names, place), _ = self._names
+    def extents(self, rows: np.ndarray) -> list[Extent]:
+        """Where samples lie, one for each of ``rows`` (int64). All at once: a sample by itself
+        takes as long as reading it."""
+        first, end = self._bounds[rows], self._bounds[rows + 1]
+        counts, ends = end - first, np.cumsum(end - first)
         offset, size = self._numbers[:2]
-        extensions = [names[i] for i in place[first:end].tolist()]
-        return extensions, offset[first:end].tolist(), size[first:end].tolist()
+        (names, place), _ = self._names
+        member = np.arange(ends[-1]) + np.repeat(first - ends + counts, counts)
+        starts = offset[member] - np.repeat(offset[first], counts)
+        extensions = [names[i] for i in place[member].tolist()]
+        upto = (starts + size[member]).tolist()
+        members = list(zip(extensions, starts.tolist(), upto, strict=True))
+        edges = [0, *ends.tolist()]
+        sizes = offset[end - 1] + size[end - 1] - offset[first]
+        keys = self._keys.take(pa.array(rows)).to_pylist()
+        parts = [members[a:b] for a, b in pairwise(edges)]
+        return list(map(Extent, keys, offset[first].tolist(), sizes.tolist(), parts))
 
     def members(self, row: int) -> tuple[Member, ...]:
         """The members of a sample, in shard order."""

@@ -129,7 +129,7 @@ def find_shards(source: str, path: str) -> list[Path]:
     """
     names = expand_braces(path)
     if len(names) == 1 and Path(path).is_dir():
-        found = sorted(entry for entry in Path(path).iterdir() if entry.is_file())
+        found = sorted(entry for entry in Path(path).iterdir() if not entry.is_dir())
         compressed = [entry for entry in found if entry.name.lower().endswith(COMPRESSED_SUFFIXES)]
         shards = [entry for entry in found if entry.name.lower().endswith(".tar")]
     else:
@@ -145,6 +145,20 @@ def find_shards(source: str, path: str) -> list[Path]:
         raise DataError(compressed_message(compressed[0], source=source))
     if not shards:
         raise DataError(_missing_message(source, path, [f"{path}/*.tar"], expected=1))
+    for shard in shards:
+        if not shard.is_file():
+            what = "a folder" if shard.is_dir() else "a link to a file that is gone"
+            raise DataError(
+                f"source {source!r}: {shard} is {what}; mend or remove it, or correct the source's "
+                "path: what is named is never passed over"
+            )
+        try:
+            shard.name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"source {source!r}: the name of the shard {str(shard)!r} is not UTF-8, so no "
+                "record of it can be written down; give the file another name"
+            ) from error
     unique = {shard.resolve() for shard in shards}
     if len(unique) != len(shards):
         raise DataError(f"source {source!r}: {path} names a shard twice; name each shard once")

@@ -250,11 +250,19 @@ def _stop_workers(batches: Any) -> None:
 
 
 class _ReadAhead:
-    """What an iterator gives, fetched by a thread so many items ahead."""
+    """What an iterator gives, fetched by a thread so many items ahead.
+
+    Both ways are ``SimpleQueue``s, which take and give without a lock of their own: a thread that
+    is woken holding one (as of ``queue.Queue``) waits for the interpreter with it in its hand, and
+    whoever asks for an item meanwhile waits for both, many milliseconds.
+    """
 
     def __init__(self, items: Iterator[Any], *, depth: int) -> None:
         self._items = items
-        self._found: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=depth)
+        self._found: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()  # one for each item to fetch
+        for _ in range(depth):
+            self._room.put(None)
         self._stopped = threading.Event()
         self._ended = False
         # A daemon: a read that hangs must not keep the process from ending.
@@ -271,27 +279,27 @@ class _ReadAhead:
         if error is not None:
             self._ended = True
             raise error
+        self._room.put(None)
         return item
 
     def _fetch(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                found: tuple[Any, BaseException | None] = next(self._items), None
-            except BaseException as error:  # noqa: BLE001  # for the thread that waits to raise
-                found = None, error
-            while not self._stopped.is_set():
-                try:
-                    self._found.put(found, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if found[1] is not None:
+        error: BaseException | None = None
+        while error is None:
+            self._room.get()
+            if self._stopped.is_set():
                 return
+            item = None
+            try:
+                item = next(self._items)
+            except BaseException as raised:  # noqa: BLE001  # for the thread that waits to raise
+                error = raised
+            self._found.put((item, error))
 
     def _shutdown_workers(self) -> None:
         """As torch's workers are ended. Waits for the read that is under way, not for one that
         hangs."""
         self._stopped.set()
+        self._room.put(None)
         self._thread.join(timeout=5.0)
 
 

@@ -135,6 +135,16 @@ class PieceTable:
         at = piece - self._first_piece[shard]
         return shard, int(columns.row[at]), int(columns.start[at]), int(columns.tokens[at])
 
+    def locate_samples(self, pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Shards and rows (int64) of the samples of many pieces, as ``locate`` gives them."""
+        shards = np.searchsorted(self._first_piece, pieces, side="right") - 1
+        rows = np.empty(len(pieces), dtype=np.int64)
+        for shard in np.unique(shards).tolist():
+            here = shards == shard
+            row = self._opened.get(shard).columns.row
+            rows[here] = row[pieces[here] - self._first_piece[shard]]
+        return shards, rows
+
     def _part(self, shard: int, first: int, end: int) -> PieceColumns:
         """Pieces of samples first..end, all of this shard."""
         offset = self._first_sample[shard]

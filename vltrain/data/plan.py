@@ -65,10 +65,10 @@ class Plan:
         """The cursor of step 0."""
         return _Walk(self).cursor()
 
-    def cursor_at(self, *, step: int, packs: int) -> dict[str, Any]:
-        """A cursor where another recipe's data ended: this one begins, and steps and packs are
-        counted on (a ramp goes on at that step)."""
-        return self.initial_cursor() | {"step": step, "packs": packs}
+    def cursor_at(self, *, step: int, packs: int, tokens: int) -> dict[str, Any]:
+        """A cursor where another recipe's data ended: this one begins, and steps, packs and planned
+        tokens are counted on (a ramp goes on where it was)."""
+        return self.initial_cursor() | {"step": step, "packs": packs, "tokens": tokens}
 
     def steps(self, cursor: dict[str, Any] | None = None) -> Iterator[StepPlan]:
         """Steps from ``cursor`` on (None: from step 0), without end or until a finite source is

@@ -9,7 +9,7 @@ earlier one where two read as many. Costs the first few hundred records of up to
 from __future__ import annotations
 
 import json
-import mmap
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -19,10 +19,10 @@ from itertools import groupby, islice
 from vltrain.batch import Modality, Origin, RecordKind, Sample
 from vltrain.data.config import KeyRule
 from vltrain.data.index import Member, NamedMembers, member_row
-from vltrain.data.layout import Shard, is_image_extension
+from vltrain.data.layout import INDEX_FOLDER, Shard, is_image_extension, is_url
 from vltrain.data.records import parse_record
 from vltrain.data.remote import RemoteStore
-from vltrain.data.shardfile import mapped
+from vltrain.data.shardfile import Bytes, viewed
 from vltrain.data.tarscan import scan_tar
 from vltrain.errors import RecordFault
 
@@ -35,6 +35,8 @@ MOST_CANDIDATES = 24
 """Of one rule of keys; each parses every record that is looked at."""
 _TEXTS_FIRST = ("txt", "text", "caption", "cap", "md")
 _JSON_TEXTS_FIRST = ("caption", "text", "content", "raw_content")
+_PLAIN_PATH = re.compile(r"(?:\w+://)?[\w./][\w ./{},*~+-]*[\w./{},*~+-]")
+"""What YAML takes as it is."""
 _JSON_TOKENS_FIRST = ("input_ids", "tokens", "token_ids", "ids")
 
 
@@ -54,7 +56,10 @@ class Proposal:
         lines = []
         for modality in self.modalities:
             own = name if modality is self.modalities[0] else f"{name}_{modality.value}"
-            lines += [f"{own}:", f"  path: {path}", f"  kind: {self.kind.value}"]
+            where = f"  path: {path if _PLAIN_PATH.fullmatch(path) else json.dumps(path)}"
+            lines += [f"{own}:", where, f"  kind: {self.kind.value}"]
+            if is_url(path):
+                lines.append(f"  index_dir: {INDEX_FOLDER}/{name}  # any local folder")
             lines.append(f"  modality: {modality.value}")
             if self.fields:
                 pairs = ", ".join(f"{k}: {_quoted(v)}" for k, v in self.fields.items())
@@ -80,11 +85,11 @@ def propose_source(
     shards: Sequence[Shard], *, remote: RemoteStore | None = None
 ) -> Proposal | None:
     """The config that reads most of the first records of the shards; None where none reads any.
-    Raises DataError where a shard is no plain tar."""
+    Raises DataError where a shard is no plain tar or cannot be read."""
     best: Proposal | None = None
     with ExitStack() as stack:
         maps = [
-            stack.enter_context(mapped(shard, remote=remote)) for shard in shards[:LOOKED_AT_SHARDS]
+            stack.enter_context(viewed(shard, remote=remote)) for shard in shards[:LOOKED_AT_SHARDS]
         ]
         for keys in KeyRule:
             records = [
@@ -104,7 +109,7 @@ def _merit(proposal: Proposal) -> tuple[float, int]:
     return proposal.fits / proposal.looked_at, proposal.fits
 
 
-def _records(data: mmap.mmap, shard: Shard, keys: KeyRule) -> Iterator[_Record]:
+def _records(data: Bytes, shard: Shard, keys: KeyRule) -> Iterator[_Record]:
     def read(member: Member) -> bytes:
         return data[member.offset : member.offset + member.size]
 

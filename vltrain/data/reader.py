@@ -8,7 +8,11 @@ own files. Remote shards come through the node's cache.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
+
+import numpy as np
 
 from vltrain.data.index import Member, check_index, check_stamp
 from vltrain.data.layout import RemoteShard, index_path
@@ -31,16 +35,22 @@ class ShardReader:
         """The bytes of a member. Raises DataError when the shard is gone or has changed."""
         return self._stretch(shard, member.offset, member.size)
 
-    def read_record(self, shard: int, row: int) -> dict[str, memoryview]:
-        """All members of a sample by extension, in one read, uncopied. Raises DataError as
-        ``read`` does."""
-        extensions, offsets, sizes = self._source.index(shard).extents(row)
-        first = offsets[0]
-        whole = memoryview(self._stretch(shard, first, offsets[-1] + sizes[-1] - first))
-        return {
-            extension: whole[offset - first : offset - first + size]
-            for extension, offset, size in zip(extensions, offsets, sizes, strict=True)
-        }
+    def read_records(
+        self, shards: np.ndarray, rows: np.ndarray
+    ) -> Iterator[tuple[str, dict[str, memoryview]]]:
+        """Key and members by extension of samples, in the order asked for; one read each, members
+        uncopied. shards, rows: int64, of equal length; a thousand at a time are cheapest. Raises
+        DataError as ``read`` does."""
+        extents: list[Any] = [None] * len(rows)
+        order = np.argsort(shards, kind="stable")
+        for group in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
+            index = self._source.index(int(shards[group[0]]))
+            for place, extent in zip(group.tolist(), index.extents(rows[group]), strict=True):
+                extents[place] = extent
+        stretch = self._stretch
+        for shard, (key, offset, size, members) in zip(shards.tolist(), extents, strict=True):
+            whole = memoryview(stretch(shard, offset, size))
+            yield key, {extension: whole[first:end] for extension, first, end in members}
 
     def _stretch(self, shard: int, offset: int, size: int) -> bytes:
         data = self._files.get(shard).read(offset, size)

@@ -146,10 +146,10 @@ def _check_tables(tables: Sequence[PieceTable], config: DataConfig) -> None:
                 f"can be used, of {table.num_samples} in its shards. See prepare's report for what "
                 f"was excluded and why, correct data.sources.{table.name}, or remove it."
             )
-        if source.max_epochs is not None and not source.max_epochs > 0:
+        if source.max_epochs is not None and not 0 < source.max_epochs < math.inf:
             raise ConfigError(
-                f"data.sources.{table.name}.max_epochs={source.max_epochs}: must be above 0, or "
-                "null for a source that repeats for ever."
+                f"data.sources.{table.name}.max_epochs={source.max_epochs}: must be a number above "
+                "0, or null for a source that repeats for ever."
             )
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import io
 import json
+import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,10 @@ FIELDS = {
 _DEFAULT_EXTENSION = {"text": "txt", "json": "json"}
 _INSIDE_JSON = ("text", "tokens")
 """Fields that may name a value inside a JSON member, as EXTENSION:KEY or EXTENSION:KEY.KEY."""
+_NOT_NPY = (
+    *(ValueError, EOFError, OSError, MemoryError),
+    *(SyntaxError, TypeError, tokenize.TokenError),  # of a header, which numpy reads as Python
+)
 _ROLES = {
     "system": Role.system,
     "user": Role.user,
@@ -133,7 +138,7 @@ class _Record:
             try:
                 data = io.BytesIO(self._read(self.member(extension.lower())))
                 ids = np.lib.format.read_array(data).tolist()  # never unpickles
-            except (ValueError, EOFError, OSError, MemoryError) as error:
+            except _NOT_NPY as error:
                 raise RecordFault("bad_tokens", f".{extension} is no .npy: {error}") from error
         if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
             raise RecordFault("bad_tokens", f"{place} is no list of token ids")

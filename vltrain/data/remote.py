@@ -54,6 +54,11 @@ class RemoteStore:
                 f"data.remote.cache_gib={config.cache_gib} with data.remote.chunk_mib="
                 f"{config.chunk_mib}: the cache must hold at least four chunks"
             )
+        if config.tries < 1 or not config.backoff_seconds >= 0:
+            raise ConfigError(
+                f"data.remote.tries={config.tries} and data.remote.backoff_seconds="
+                f"{config.backoff_seconds}: at least one try, and waits of 0 seconds or more"
+            )
         self._connect()
 
     def _connect(self) -> None:
@@ -95,7 +100,7 @@ class RemoteStore:
             first = chunk * self._chunk_bytes
             parts.append(
                 self._cache.read(
-                    _cache_name(shard, version),
+                    self._cache_name(shard, version),
                     chunk,
                     start=max(0, offset - first),
                     end=min(self._chunk_bytes, offset + size - first),
@@ -182,6 +187,12 @@ class RemoteStore:
             raise ConfigError(_no_library("https", error)) from error
         return aiohttp.ClientTimeout(total=self._config.timeout_seconds)
 
+    def _cache_name(self, shard: RemoteShard, version: int) -> str:
+        """With the chunks' size, by which their numbers mean other bytes: runs of a node may share
+        the cache and differ in it."""
+        named = f"{shard.url}#{version}#{self._chunk_bytes}"
+        return xxhash.xxh3_128_hexdigest(named.encode())
+
     def _read_ahead(self, shard: RemoteShard, chunk: int, total: int, version: int) -> None:
         """Ask for the chunks after this one, once each."""
         last = -(-total // self._chunk_bytes) - 1
@@ -204,7 +215,7 @@ class RemoteStore:
     def _ahead_of_need(self) -> None:
         while True:
             shard, chunk, total, version = self._ahead.get()
-            name = _cache_name(shard, version)
+            name = self._cache_name(shard, version)
             if self._cache.holds(name, chunk):
                 continue
             try:
@@ -231,24 +242,27 @@ def source_shards(name: str, config: SourceConfig, *, remote: RemoteStore | None
     if remote is None:
         raise ConfigError(f"{where}: only local shards can be read here; copy them to a folder")
     remote.check_scheme(config.path, where=where)
-    if "*" in config.path or not config.path.lower().endswith(".tar"):
-        raise ConfigError(
-            f"{where}: a store is not listed; name its shards, as in "
-            "https://host/folder/x-{000000..000127}.tar"
-        )
+    shards = named_shards(config.path, where=where)
     if config.index_dir is None or is_url(config.index_dir):
         raise ConfigError(
             f"{where}: shards behind a URL need index_dir, a local folder for their index and "
             "token tables"
         )
-    shards = [RemoteShard(url) for url in expand_braces(config.path)]
+    return list(shards)
+
+
+def named_shards(path: str, *, where: str) -> list[RemoteShard]:
+    """The shards that a URL with braces names, sorted. Raises ConfigError for a folder or a ``*``,
+    DataError for two of one name."""
+    if "*" in path or not path.lower().endswith(".tar"):
+        raise ConfigError(
+            f"{where}: a store is not listed; name its shards, as in "
+            "https://host/folder/x-{000000..000127}.tar"
+        )
+    shards = [RemoteShard(url) for url in expand_braces(path)]
     if len({shard.name for shard in shards}) != len(shards):
         raise DataError(f"{where} names two shards of the same file name; give them two sources")
     return sorted(shards)
-
-
-def _cache_name(shard: RemoteShard, version: int) -> str:
-    return xxhash.xxh3_128_hexdigest(f"{shard.url}#{version}".encode())
 
 
 def _is_the_stores(error: Exception) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vltrain.batch import Modality
-from vltrain.data.config import WhenSpent
+from vltrain.data.config import SourceConfig, WhenSpent
 from vltrain.data.mixture import WHOLE, language_share
 from vltrain.data.order import PieceTable, piece_units
 from vltrain.data.plan import Plan
@@ -111,6 +111,13 @@ def _shared_out(mine: list[_Drawn], units: dict[str, float], plan: Plan) -> dict
     return units
 
 
+def leaves_early(source: SourceConfig, *, epochs: float) -> bool:
+    """Whether a source that is expected to come so often leaves the mix before the last step. (What
+    is expected of it ends where it leaves.)"""
+    most = source.max_epochs
+    return source.when_spent is WhenSpent.leave and most is not None and epochs > 0.99 * most
+
+
 def repetition_warnings(plan: Plan, steps: int) -> list[str]:
     """One line for each source that repeats more often than ``mixture.repetition_warning``, or that
     is spent before the last step."""
@@ -120,7 +127,7 @@ def repetition_warnings(plan: Plan, steps: int) -> list[str]:
     for name, epochs in expected_epochs(plan, steps).items():
         source = config.sources[name]
         most = source.max_epochs
-        if most is not None and source.when_spent is WhenSpent.leave and epochs > 0.99 * most:
+        if leaves_early(source, epochs=epochs):
             warnings.append(
                 f"source '{name}' will have been seen {most:g} times (its max_epochs) before step "
                 f"{steps} and leave the mix: give it less weight, or more data"

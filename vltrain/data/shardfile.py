@@ -57,11 +57,34 @@ def mapped(shard: Shard, *, remote: RemoteStore | None) -> Iterator[mmap.mmap]:
 
 
 @contextmanager
+def viewed(shard: Shard, *, remote: RemoteStore | None) -> Iterator[Bytes]:
+    """All bytes of a shard; of a remote one, only those that are looked at are fetched. Raises
+    DataError for an empty one, and as the store does."""
+    if not isinstance(shard, RemoteShard):
+        with _mapped_file(shard, shard) as data:
+            yield data
+        return
+    assert remote is not None
+    yield _RemoteBytes(shard, remote=remote)
+
+
+@contextmanager
 def _mapped_file(path: Path, shard: Shard) -> Iterator[mmap.mmap]:
-    if path.stat().st_size == 0:
-        raise DataError(f"{shard} is empty (0 bytes); copy or write this shard again")
+    _check_not_empty(shard, path.stat().st_size)
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as data:
         yield data
+
+
+def _check_not_empty(shard: Shard, size: int) -> None:
+    if size == 0:
+        raise DataError(f"{shard} is empty (0 bytes); copy or write this shard again")
+
+
+class Bytes(Protocol):
+    """bytes, mmap, memoryview or a remote shard: sliced, never copied whole."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: slice, /) -> bytes: ...
 
 
 class OpenShard(Protocol):
@@ -98,3 +121,19 @@ class RemoteFile:
 
     def close(self) -> None:
         return
+
+
+class _RemoteBytes:
+    """A remote shard, sliced like bytes."""
+
+    def __init__(self, shard: RemoteShard, *, remote: RemoteStore) -> None:
+        stamp = stamp_of(shard, remote=remote)
+        self._size, self._file = stamp.bytes, RemoteFile(shard, remote=remote, stamp=stamp)
+        _check_not_empty(shard, stamp.bytes)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        start, end, _ = part.indices(self._size)
+        return self._file.read(start, end - start) if start < end else b""

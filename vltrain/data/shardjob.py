@@ -134,6 +134,9 @@ def _run(job: ShardJob, encoders: Mapping[str, Encoder]) -> ShardDone:
         built = built or bool(missing or without)
     except DataError as error:
         return ShardDone(tables={}, error=str(error))
+    except OSError as error:  # a full disk, a folder in the place of a shard, no permission
+        said = f"{job.shard} cannot be prepared: {error}; make room, mend the permissions or"
+        return ShardDone(tables={}, error=f"{said} correct the path (what is done is kept)")
     return ShardDone(index=index.facts, tables=tables | listed, built=built)
 
 

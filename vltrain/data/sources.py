@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from vltrain.data.columns import read_catalog
 from vltrain.data.config import SourceConfig
 from vltrain.data.index import IndexFacts, ShardIndex, check_index, index_keys, open_index
-from vltrain.data.layout import PREPARE_COMMAND, Shard, index_folder
+from vltrain.data.layout import CATALOG_NAME, PREPARE_COMMAND, Shard, index_folder, index_path
 from vltrain.data.records import check_fields
 from vltrain.data.remote import RemoteStore, source_shards
 from vltrain.errors import DataError
@@ -76,7 +76,16 @@ class Source:
         return self._opened.get(shard)
 
     def _open(self, shard: int) -> ShardIndex:
-        return open_index(self.shards[shard], index_dir=self.config.index_dir, source=self.name)
+        path, index_dir = self.shards[shard], self.config.index_dir
+        index = open_index(path, index_dir=index_dir, source=self.name)
+        ours = self.indexes[shard]
+        if (index.facts.xxh3_128, index.facts.keys) != (ours.xxh3_128, ours.keys):
+            raise DataError(
+                f"source {self.name!r}: the index {index_path(path, index_dir)} was made anew, "
+                f"with keys={index.facts.keys}, and is not the one that {CATALOG_NAME} beside it "
+                f"tells of (a prepare was interrupted, or runs now); run: {PREPARE_COMMAND}"
+            )
+        return index
 
 
 def open_source(name: str, config: SourceConfig, *, remote: RemoteStore | None = None) -> Source:

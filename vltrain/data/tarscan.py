@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from vltrain.data.layout import Shard, compressed_message
+from vltrain.data.shardfile import Bytes
 from vltrain.errors import DataError
 
 BLOCK = 512
@@ -20,13 +20,6 @@ _ZEROS = bytes(BLOCK)
 _REGULAR = (b"0", b"\0", b"7")
 _NO_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders: no data blocks
 _COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-
-
-class Bytes(Protocol):
-    """bytes, mmap or memoryview: sliced, never copied whole."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: slice, /) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +55,8 @@ def _scan(data: Bytes, shard: Shard) -> Iterator[TarMember]:
         kind, size = header[156:157], _number(header[124:136])
         if kind in _REGULAR and "size" in pax:
             size = int(pax["size"])
+        if size < 0:  # would lead back to what was read already, for ever
+            raise ValueError(f"a size of {size} bytes at byte {position}")
         start = position + BLOCK
         if kind not in _NO_CONTENT:
             position = start + -(-size // BLOCK) * BLOCK
@@ -145,7 +140,10 @@ def _pax_records(data: bytes) -> dict[str, str]:
     records: dict[str, str] = {}
     while data:
         length = int(data.split(b" ", 1)[0])
-        key, _, value = data[:length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
+        _, blank, record = data[: max(length, 0)].partition(b" ")
+        if not blank:
+            raise ValueError(f"an extended header's record of {length} bytes")
+        key, _, value = record.rstrip(b"\n").partition(b"=")
         records[key.decode("utf-8")] = value.decode("utf-8", "backslashreplace")
         data = data[length:]
     return records

@@ -24,11 +24,17 @@ class EngineConfig:
 
     zero_stage: int = 1
     dtype: Dtype = Dtype.bf16
+    reduce_dtype: Dtype = Dtype.fp32
+    """Gradients are added up over ranks in it. bf16 halves what is sent, and forgets what is small
+    beside the sum so far: in a ring, 512 equal gradients add up to 256."""
     offload_optimizer: Offload = Offload.none
     offload_params: Offload = Offload.none
     timeout_seconds: int = 600
     """Longest that anything may stand still, waiting for another rank included; the run ends then,
     with the reason."""
+    start_seconds: int = 1800
+    """Longest for one thing that a rank does before the first step: finding the checkpoint, opening
+    the data, building the model, loading weights; the run ends then, with the reason."""
     stall_seconds: int = 300
     """After which a rank that stands still shows its stack traces and what it waits for."""
     lost_seconds: int = 120

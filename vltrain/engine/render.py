@@ -3,9 +3,9 @@
 In: engine config, clip norm, batch sizes, kind of device. Out: a plain dict for
 ``deepspeed.initialize``. There is no DeepSpeed JSON file that could disagree with the run config.
 Everything whose DeepSpeed default would change what is learned is stated: clipping (1.0 where a
-config is silent), the dtype of gradient accumulation, the division by accumulation steps
-(``Engine.backward``). A user's own keys come in through ``engine.extra`` and are refused where they
-contradict.
+config is silent), the dtype of gradient accumulation and that of sums over ranks (bf16 where it is
+silent), the division by accumulation steps (``Engine.backward``). A user's own keys come in through
+``engine.extra`` and are refused where they contradict.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ _SAID_BY = {
     "zero_optimization.offload_optimizer": "engine.offload_optimizer",
     "zero_optimization.offload_param": "engine.offload_params",
     "bf16": "engine.dtype",
+    "communication_data_type": "engine.reduce_dtype",
     "gradient_clipping": "optim.clip_norm",
     "train_micro_batch_size_per_gpu": "data.batch.micro",
     "gradient_accumulation_steps": "data.batch.sequences and data.batch.micro",
@@ -79,6 +80,7 @@ def render(
         "zero_optimization": _zero(config, device_type=device_type),
         # Our optimizer is torch's own also where its states are offloaded.
         "zero_force_ds_cpu_optimizer": False,
+        "communication_data_type": config.reduce_dtype.value,
         **_precision(config),
     }
     _merge_into(rendered, config.extra, path="")
@@ -100,6 +102,12 @@ def refuse_owned(config: EngineConfig) -> None:
 def parameter_dtype(config: EngineConfig) -> str:
     """Dtype that the engine's module must hold its parameters in: ``float32`` or ``bfloat16``."""
     return "bfloat16" if config.dtype == Dtype.bf16 and config.zero_stage > 0 else "float32"
+
+
+def frozen_dtype(config: EngineConfig) -> str:
+    """Dtype of what lies outside the engine and does not train: nothing there keeps masters, so
+    bf16 wherever bf16 is computed in."""
+    return "bfloat16" if config.dtype == Dtype.bf16 else "float32"
 
 
 def _check(config: EngineConfig) -> None:

@@ -2,8 +2,8 @@
 
 In: the engine's config. Out: an initialised process group (gloo on a CPU, NCCL on GPUs), the
 control group of ``vltrain.distributed``, and the device of this process. Works under the
-``deepspeed`` launcher, torchrun and plain ``python`` (then this process is a world of one on a free
-loopback port).
+``deepspeed`` launcher, torchrun and plain ``python`` (then this process is a world of one on
+loopback).
 
 DeepSpeed compiles a C++ operator for shared-memory reductions at the first start on a CPU: over two
 minutes, and a killed build leaves a lock on which every later build waits for ever. We need no
@@ -16,7 +16,6 @@ from __future__ import annotations
 import datetime
 import logging
 import os
-import socket
 import warnings
 from pathlib import Path
 
@@ -55,7 +54,11 @@ def start(config: EngineConfig) -> torch.device:
         timeout=datetime.timedelta(seconds=config.timeout_seconds),
         verbose=False,
     )
-    distributed.open_control_group(timeout_seconds=config.timeout_seconds)
+    # At the start ranks wait for the slowest to read its weights. Afterwards the watchdog sees to
+    # it that nobody waits longer than ``timeout_seconds``.
+    distributed.open_control_group(
+        timeout_seconds=max(config.timeout_seconds, config.start_seconds)
+    )
     return device
 
 
@@ -70,15 +73,12 @@ def prepare_environment() -> None:
             f"not {', '.join(absent)}. Start with `deepspeed launch/train.py ...`, `torchrun ...` "
             "or plain `python launch/train.py ...` without these variables."
         )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     os.environ.update(
         RANK="0",
         WORLD_SIZE="1",
         LOCAL_RANK="0",
         MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
+        MASTER_PORT="0",  # a free one, when it is taken: one that is looked up may be gone by then
     )
 
 

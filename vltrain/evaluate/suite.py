@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from vltrain.batch import Modality, RecordKind, Sample
 from vltrain.data.config import SourceConfig
+from vltrain.data.remote import RemoteStore
 from vltrain.data.sources import open_source
 from vltrain.errors import ConfigError
 from vltrain.evaluate.choices import picture_choice
@@ -39,8 +40,10 @@ def evaluate_model(
     stage: str,
     step: int,
     model: str,
+    remote: RemoteStore | None = None,
 ) -> Point:
-    """Measure ``subject`` on every source. ``stage``, ``step`` and ``model`` name the point.
+    """Measure ``subject`` on every source. ``stage``, ``step`` and ``model`` name the point;
+    ``remote`` reads the sources that lie behind URLs.
 
     Raises ConfigError without sources, DataError for one that cannot be used.
     """
@@ -52,7 +55,9 @@ def evaluate_model(
     shown: dict[str, tuple[AnsweredSample, ...]] = {}
     for name, source in sources.items():
         begin = time.monotonic()
-        samples, _ = read_samples(open_source(name, source), limit=config.max_samples)
+        samples, _ = read_samples(
+            open_source(name, source, remote=remote), limit=config.max_samples
+        )
         held_out[name] = held_out_loss(
             subject,
             samples=samples,

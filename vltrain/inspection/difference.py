@@ -36,6 +36,9 @@ class ValueDifference:
     left: str
     right: str
 
+    def words(self) -> str:
+        return f"{self.key}: {self.left} there, {self.right} here"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepDifference:

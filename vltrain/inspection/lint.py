@@ -17,7 +17,7 @@ from vltrain.data.config import SourceConfig
 from vltrain.data.mixture import modalities_in_use
 from vltrain.data.pieces import PieceTable
 from vltrain.data.plan import Plan
-from vltrain.data.repetition import expected_epochs
+from vltrain.data.repetition import expected_epochs, leaves_early
 from vltrain.inspection.duplicates import duplicate_findings
 from vltrain.inspection.findings import Finding, Level
 from vltrain.inspection.overlap import overlap_findings
@@ -137,7 +137,18 @@ def _epoch_findings(sources: Sequence[SourceOutlook], *, plan: Plan, steps: int)
     findings = []
     for source in sources:
         where = f"data.sources.{source.name}"
-        if source.cap is not None and source.epochs > source.cap:
+        if leaves_early(plan.recipe.config.sources[source.name], epochs=source.epochs):
+            findings.append(
+                Finding(
+                    level=Level.warning,
+                    check="leaves_early",
+                    what=f"seen max_epochs={source.cap:g} times before step {steps:,}, and leaves "
+                    "the mix then (when_spent=leave); the others of its modality take its share",
+                    where=where,
+                    remedy="Fine if it is meant; otherwise give it less weight, or more data",
+                )
+            )
+        elif source.cap is not None and source.epochs > source.cap:
             end = math.floor(steps * source.cap / source.epochs)
             findings.append(
                 Finding(

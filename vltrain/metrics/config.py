@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
+
+
+class WandbMode(str, Enum):
+    """Never a prompt."""
+
+    auto = "auto"  # online with a key, else offline
+    online = "online"
+    offline = "offline"
 
 
 @dataclass
@@ -11,8 +20,7 @@ class WandbConfig:
     project: str = "vltrain"
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
-    mode: str = "auto"
-    """auto (online with a key, else offline), online, offline. Never a prompt."""
+    mode: WandbMode = WandbMode.auto
 
 
 @dataclass

@@ -31,8 +31,9 @@ class EventLog:
         """Drop the rows of steps after ``step``, and a torn last line."""
         if not self.path.is_file():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= step]
+        # Not splitlines: a detail may hold other separators, which JSON leaves as they are.
+        *lines, _ = self.path.read_text(encoding="utf-8").split("\n")
+        kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
         aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         aside.write_text("".join(kept), encoding="utf-8")
         os.replace(aside, self.path)

@@ -26,15 +26,13 @@ from urllib.parse import urlsplit
 import wandb
 from wandb.errors import Error as WandbError
 
-from vltrain.errors import ConfigError
-from vltrain.metrics.config import WandbConfig
+from vltrain.metrics.config import WandbConfig, WandbMode
 from vltrain.metrics.rows import StepRow
 from vltrain.metrics.sinks import Interval, IntervalSummary
 from vltrain.redact import redact
 
 _log = logging.getLogger(__name__)
 
-MODES = ("auto", "online", "offline")
 _START_SECONDS = 30.0
 FAILURES = (WandbError, OSError, RuntimeError, ValueError)
 """What wandb raises for its own troubles: service, network, disk, refused settings."""
@@ -107,8 +105,8 @@ class WandbSink:
                 return wandb.init(
                     project=cfg.project,
                     entity=cfg.entity,
-                    tags=list(cfg.tags),
-                    name=name,
+                    tags=[redact(tag) for tag in cfg.tags],
+                    name=redact(name),
                     id=self.run_id,
                     # Offline files of one id are joined when they are synced.
                     resume="allow" if mode == "online" else None,
@@ -137,27 +135,24 @@ def _clean_command_line() -> Iterator[None]:
         sys.argv = given
 
 
-def choose_mode(mode: str) -> str:
+def choose_mode(mode: WandbMode) -> str:
     """``online``, ``offline`` or ``disabled``.
 
     ``WANDB_MODE`` and ``WANDB_DISABLED`` of the environment have the last word on ``auto``.
     ``online`` without a key would make wandb ask for one, so it becomes offline with a warning.
-    Raises ConfigError for another word.
     """
-    if mode not in MODES:
-        raise ConfigError(f"metrics.wandb.mode={mode}: choose one of {', '.join(MODES)}")
     asked = os.environ.get("WANDB_MODE", "")
-    if mode == "auto":
+    if mode is WandbMode.auto:
         if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1") or asked == "disabled":
             return "disabled"
         return "online" if asked != "offline" and has_key() else "offline"
-    if mode == "online" and not has_key():
+    if mode is WandbMode.online and not has_key():
         _log.warning(
             "metrics.wandb.mode=online, but no key is set (WANDB_API_KEY or netrc); recording "
             "offline, 'wandb sync' sends it later"
         )
         return "offline"
-    return mode
+    return mode.value
 
 
 def has_key() -> bool:

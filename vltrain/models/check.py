@@ -38,6 +38,13 @@ def check_model(config: ModelConfig) -> None:
                 f"model.{part}.width is {sizes.width} and model.{part}.heads is {sizes.heads}: "
                 "expected a width that divides into heads of an even size"
             )
+    language = config.language
+    if language.kv_heads < 1 or language.heads % language.kv_heads:
+        raise ConfigError(
+            f"model.language.kv_heads is {language.kv_heads} and model.language.heads is "
+            f"{language.heads}: expected a number that divides the heads, each of which then "
+            "serves as many"
+        )
     if config.sam is not None:
         layers = config.sam.global_layers
         if not layers or not all(0 <= layer < config.sam.layers for layer in layers):

@@ -68,7 +68,8 @@ class ExportTokens:
         """Jinja: the DeepSeek template, images where they stand in the content."""
         system = ""
         if self.system_prompt.strip():
-            text = json.dumps(self.system_prompt.strip() + "\n\n")
+            # ASCII would have halves of surrogate pairs, which Jinja does not join.
+            text = json.dumps(self.system_prompt.strip() + "\n\n", ensure_ascii=False)
             system = (
                 "{% if not messages or messages[0]['role'] != 'system' %}{{ "
                 + text

@@ -57,7 +57,7 @@ class PublishedDirectory:
 
     def __init__(self, directory: Path, *, config: ModelConfig) -> None:
         self.directory = directory
-        self.settings = _read_config(directory)
+        self.settings = read_settings(directory)
         self.layout = _layout_of(directory, self.settings)
         self.unknown: dict[str, tuple[int, ...]] = {}
         self._places: dict[str, _Place] = {}
@@ -141,8 +141,15 @@ def _share(stored: Tensor, place: _Place) -> Tensor:
     return stored if shares == 1 else stored.chunk(shares)[place.share]
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def read_settings(directory: Path) -> dict[str, Any]:
+    """config.json of a published directory (segment-anything has none, and is known by its file).
+    Raises WeightsError where there is none, or it is damaged."""
     path = directory / "config.json"
+    if not directory.is_dir():
+        raise WeightsError(
+            f"{directory} does not exist. Name where the weights are now with "
+            "model.weights.PART=DIRECTORY"
+        )
     if not path.is_file():
         if any(directory.glob("*.pth")):
             return {"model_type": SEGMENT_ANYTHING}

@@ -48,6 +48,13 @@ _COMPARED = {
         "rms_norm_eps": "norm_eps",
     },
 }
+_CONSTANTS = {
+    "sam": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    "siglip": {"layer_norm_eps": 1e-6},
+    "language": {"hidden_act": "silu"},
+}
+"""What the parts compute with, whatever their config. (SigLIP's activation is a choice of ours: its
+own config.json has another than DeepSeek-VL runs it with.)"""
 
 
 def setting_differences(
@@ -66,6 +73,11 @@ def setting_differences(
         f"{getattr(own, field)}"
         for key, field in _COMPARED[part].items()
         if getattr(found, key) != getattr(own, field)
+    ]
+    differences += [
+        f"config.json: {key} of {part} is {getattr(found, key)}; here it is always {constant}"
+        for key, constant in _CONSTANTS[part].items()
+        if getattr(found, key) != constant
     ]
     if part == "language":
         rope = found.rope_parameters

@@ -8,7 +8,6 @@ whole tower in memory (1.2 GB for ViT-L in fp32) while it is read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from transformers import PreTrainedModel
 
 from vltrain.errors import WeightsError
 from vltrain.models.config import ModelConfig, VitConfig
-from vltrain.models.published_directory import PublishedDirectory
+from vltrain.models.published_directory import PublishedDirectory, read_settings
 from vltrain.models.vit import VitTower, vit_config
 
 
@@ -33,7 +32,7 @@ class PublishedVit:
 
     def __init__(self, directory: Path, *, config: VitConfig) -> None:
         self.directory = directory
-        self.settings = _settings(directory)
+        self.settings = read_settings(directory)
         self.layout = str(self.settings.get("model_type"))
         family = config.model_type.removesuffix("_vision_model")
         if self.layout not in (config.model_type, family):
@@ -76,16 +75,6 @@ def open_published(directory: Path, *, config: ModelConfig, part: str) -> Publis
         assert config.vit is not None, "no vit in this model"
         return PublishedVit(directory, config=config.vit)
     return PublishedDirectory(directory, config=config)
-
-
-def _settings(directory: Path) -> dict[str, Any]:
-    path = directory / "config.json"
-    if not path.is_file():
-        raise WeightsError(
-            f"{directory} is no published directory: it has no config.json. Expected what "
-            "save_pretrained writes: config.json and the weights"
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _loaded(directory: Path, config: VitConfig) -> tuple[PreTrainedModel, dict[str, Any]]:

@@ -39,9 +39,13 @@ class StabilityConfig:
     """Steps that are not finite and are skipped, within skip_window_steps; one more goes back."""
     skip_window_steps: int = 100
     rollbacks: int = 2
-    """How often, in the whole stage, the weights of the last checkpoint go on with the data that
-    follows; then the run stops. 0: it stops at once."""
+    """How often, in the whole stage, the weights of the last good checkpoint go on with the data
+    that follows; the time after that they are saved and the run stops. 0: the first time."""
     spike_deviations: float = 10.0
     """A finite loss this many (robust) standard deviations above the median of the last steps of
     its modality is warned of and recorded; 0 is silent."""
     spike_window_steps: int = 100
+    label_share_deviations: float = 10.0
+    """The same alarm for the share of a step's tokens that are learned, in both directions, over
+    the same window; 0 is silent. (That each record has the labels that were planned is checked
+    when it is read; this is for a mix or a mask that changes under way.)"""

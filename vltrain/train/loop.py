@@ -4,7 +4,7 @@ In: an engine, frozen towers, a loader of planned steps, and where results go. O
 checkpoints. Per step: count the label tokens of all ranks, then divide by them (never a mean of
 means); every rank runs the same number of micro-batches through the same modules; the engine agrees
 on whether the step was finite. A step that is not finite updates nothing; ``Stability`` says
-whether the next one is tried, the last checkpoint's weights go on, or the run ends.
+whether the next one is tried, the last good checkpoint's weights go on, or the run ends.
 """
 
 from __future__ import annotations
@@ -60,6 +60,14 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GoneBack:
+    """Whose weights go on after a rollback. updates: that are in them."""
+
+    step: int
+    updates: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hooks:
     """What the loop calls out to; ``row``, ``event``, ``flops`` and ``imbalance`` on the first rank
     only, the others on every rank."""
@@ -74,8 +82,8 @@ class Hooks:
     learning_rates: Callable[[int], dict[str, float]]  # steps done -> rate per part
     flops: Callable[[StepPlan, AgreedStep], float]  # of the model, forward and backward
     imbalance: Callable[[StepPlan], float]  # planned work of the busiest rank over the mean
-    roll_back: Callable[[], int | None]  # all ranks (collective): weights of the last checkpoint;
-    # the updates that are in them, None where there is none
+    # all ranks (collective): weights of the last good checkpoint; None where none is good
+    roll_back: Callable[[], GoneBack | None]
     routers: Callable[[int, StepOutcome | None], dict[str, Any] | None]  # all ranks (collective),
     # after a step: its number and outcome; how tokens were spread over experts, for the row
     event: Callable[[str, int, str], None]  # word, step, detail; on the first rank only
@@ -201,6 +209,10 @@ class Trainer:
         if distributed.is_first():
             row = self._row(plan, agreed, outcome, rates, routed, begin=begin, waited=waited)
             self._hooks.row(replace(row, bad_records=bad_records))
+        labels = agreed.num_targets / max(1, sum(agreed.tokens.values()))
+        told = self._stability.label_jump(labels, modality=_value(plan.modality))
+        if told is not None:
+            self._event("label_share", told)
         if outcome is not None and not outcome.finite:
             self._bear(outcome)
         elif outcome is not None:
@@ -218,28 +230,42 @@ class Trainer:
         if verdict is Verdict.skip:
             self._event("not_finite", found)
             return
-        updates = None
-        if verdict is Verdict.roll_back:
-            self._hooks.doing(Doing.save, step)
-            updates = self._hooks.roll_back()
-        if updates is None:
-            what = "there is no checkpoint yet to go back to"
-            if verdict is Verdict.stop:
-                what = f"the run went back to a checkpoint {self._stability.rollbacks} times"
+        before = self._stability.rollbacks
+        self._hooks.doing(Doing.save, step)
+        back = self._hooks.roll_back()
+        if back is not None:
+            self._go_on_from(back, found)
+        if verdict is Verdict.roll_back and back is not None:
+            return
+        self._settle()
+        stopped = f"step {step}: {found}. Too many steps were not finite (stability.skip_budget)"
+        remedy = "a lower optim.lr or a longer optim.schedule.warmup_steps"
+        if back is None:
             raise NonFiniteError(
-                f"step {step}: {found}. Too many steps were not finite "
-                f"(stability.skip_budget) and {what} (stability.rollbacks). Try a lower optim.lr "
-                "or a longer optim.schedule.warmup_steps; the same command goes on from the last "
-                "checkpoint"
+                f"{stopped} and there is no good checkpoint to go back to: one whose every value "
+                "is finite, with no such step shortly before it and an update made after it. Try "
+                f"{remedy} in a new run.name, or move away the checkpoints that you do not trust: "
+                "the same command goes on from the newest"
             )
+        raise NonFiniteError(
+            f"{stopped} after the run went back to a checkpoint {before} times "
+            f"(stability.rollbacks). The weights of step {back.step}, the last good checkpoint, "
+            f"are saved as those of step {step}. With {remedy} the same command goes on from there"
+        )
+
+    def _go_on_from(self, back: GoneBack, found: str) -> None:
+        """Account for a rollback, and save: a restart must not fall back into what it left."""
+        step = self.progress.step
         self._event(
             "rollback",
-            f"{found}; too many such steps, so the weights after {updates} updates go on with the "
-            f"data after step {step}",
+            f"{found}; too many such steps, so the weights of step {back.step}, after "
+            f"{back.updates} updates, go on with the data after step {step}",
         )
         # What was learned since then is gone: those steps count as skipped.
-        self.progress.counters.skipped_steps = step - updates
-        self._stability.rolled_back()
+        self.progress.counters.skipped_steps = step - back.updates
+        self.progress.nats, self.progress.targets = 0.0, 0
+        self._stability.rolled_back(to=back.step, at=step)
+        self._save()
 
     def _event(self, word: str, detail: str) -> None:
         if distributed.is_first():

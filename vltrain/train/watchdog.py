@@ -11,6 +11,9 @@ thread looks every ``beat_seconds``; the main thread pays an assignment per chan
 - A process that stands still longer than ``stall_seconds`` shows the stacks of all its threads and
   what it does (all ranks wait for it, so all show theirs); towards ``end_seconds`` it writes the
   reason on the board, and all end.
+- Native code that holds the interpreter's lock keeps this thread from looking too: the process
+  stops beating, the others count it as dead, and after ``end_seconds`` a timer outside the
+  interpreter shows its stacks and ends it (exit code 1), should all of them hang like that.
 
 Rejected: waiting for the collectives' own time-outs alone: with NCCL they come late, and they name
 the operation, not the cause.
@@ -69,11 +72,13 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class _Doing:
-    """alone: it waits for no other process. detail: asked for only when it is told."""
+    """alone: it waits for no other process, unless in an exchange of ``vltrain.distributed``.
+    detail: asked for only when it is told."""
 
     what: str
     alone: bool
     detail: Callable[[], str]
+    end_seconds: float
     since: float
 
 
@@ -87,16 +92,18 @@ class Watchdog:
         rank: int,
         world: int,
         limits: Limits,
+        waits_for_others: Callable[[], bool] = distributed.waits_for_others,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         end: Callable[[int], None] = os._exit,
         stream: TextIO | None = None,
     ) -> None:
         self._board, self._rank, self._world, self._limits = board, rank, world, limits
+        self._waits_for_others = waits_for_others
         self._clock, self._sleep, self._end = clock, sleep, end
         self._stream = stream if stream is not None else sys.stderr
         self._who = f"rank {rank} on {socket.gethostname()}"
-        self._doing = _Doing(what="starting", alone=False, detail=str, since=clock())
+        self.doing("starting", alone=True)
         self._shown_since: float | None = None  # start of the stall whose stacks were shown
         self._fault_since: float | None = None
         self._beats = 0
@@ -104,9 +111,24 @@ class Watchdog:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def doing(self, what: str, *, alone: bool, detail: Callable[[], str] = str) -> None:
-        """Tell what the main thread does from now on."""
-        self._doing = _Doing(what=what, alone=alone, detail=detail, since=self._clock())
+    def doing(
+        self,
+        what: str,
+        *,
+        alone: bool,
+        detail: Callable[[], str] = str,
+        end_seconds: float | None = None,
+    ) -> None:
+        """Tell what the main thread does from now on. alone: it waits for no other process, unless
+        in an exchange of ``vltrain.distributed``. detail: asked for only when it is told.
+        end_seconds: instead of the limits' own, for this alone."""
+        self._doing = _Doing(
+            what=what,
+            alone=alone,
+            detail=detail,
+            end_seconds=end_seconds if end_seconds is not None else self._limits.end_seconds,
+            since=self._clock(),
+        )
 
     def __enter__(self) -> Watchdog:
         self.look()  # one that stands still or dies from now on is missed by the others
@@ -166,8 +188,8 @@ class Watchdog:
         self._board.set(f"beat/{self._rank}", json.dumps(beat))
         if state == "beating":
             # For C code that holds the interpreter's lock, and so this thread too.
-            seconds = self._limits.stall_seconds + 2 * self._limits.beat_seconds
-            faulthandler.dump_traceback_later(seconds, file=sys.__stderr__ or 2)
+            seconds = self._limits.end_seconds + 2 * self._limits.beat_seconds
+            faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
 
     def _look_at_self(self) -> None:
         doing, limits = self._doing, self._limits
@@ -175,18 +197,22 @@ class Watchdog:
         if seconds > limits.stall_seconds and self._shown_since != doing.since:
             self._shown_since = doing.since
             self._show(f"no progress for {seconds:.0f} s: {_told(doing)}")
-        if seconds > limits.end_seconds * (ALONE if doing.alone else 1.0):
+        alone = doing.alone and not self._waits_for_others()
+        if seconds > doing.end_seconds * (ALONE if alone else 1.0):
             self._accuse(f"{self._who}: no progress for {seconds:.0f} s: {_told(doing)}")
 
     def _look_at_neighbour(self) -> None:
         key = f"beat/{(self._rank + 1) % self._world}"
-        if self._world == 1 or not self._board.check([key]):
+        if self._world == 1:
             return
-        beat, now = self._board.get(key), self._clock()
+        beat = self._board.get(key) if self._board.check([key]) else b""
+        now = self._clock()
         if beat != self._neighbour[0]:
             self._neighbour = (beat, now)
         elif now - self._neighbour[1] > self._limits.lost_seconds:
-            told = json.loads(beat)
+            rank = (self._rank + 1) % self._world
+            never = {"state": "beating", "who": f"rank {rank}", "doing": "starting"}
+            told = json.loads(beat) if beat else never
             if told["state"] == "beating":
                 self._accuse(_dead(told, seconds=now - self._neighbour[1]))
 
