@@ -11,6 +11,7 @@ from moe_samples import VARIANTS
 from vltrain.batch import IGNORE
 from vltrain.errors import ConfigError
 from vltrain.models.build import build_model
+from vltrain.models.check import check_model
 
 MOE = {"experts": 8, "per_token": 2, "ffn": 16}
 MLA = {"kv_rank": 8, "nope_dim": 8, "rope_dim": 4, "value_dim": 6}
@@ -162,3 +163,20 @@ def test_sizes_that_do_not_fit(config_of, language, message):
             device="meta",
             seed=0,
         )
+
+
+@pytest.mark.parametrize(
+    ("language", "router", "message"),
+    [
+        ({}, {"penalty_weight": 0.001}, r"moe is not set: there are no routers to balance"),
+        ({}, {"correction_step": 0.001}, r"moe is not set: there are no routers to balance"),
+        (
+            {"moe": MOE},
+            {"correction_step": 0.001},
+            r"correction_step is 0\.001 and model\.language\.moe\.selection is greedy",
+        ),
+    ],
+)
+def test_balancing_that_nothing_would_do(config_of, language, router, message):
+    with pytest.raises(ConfigError, match=message):
+        check_model(config_of("tiny", {"language": language, "router": router}))

@@ -68,7 +68,8 @@ def render(
     micro_batches_per_step: int,
     device_type: str,
 ) -> dict[str, Any]:
-    """The dict for ``deepspeed.initialize``. Raises EngineError for settings that contradict."""
+    """The dict for ``deepspeed.initialize``. Raises EngineError for settings that contradict, and
+    what ``refuse_owned`` raises."""
     _check(config)
     refuse_owned(config)
     rendered: dict[str, Any] = {
