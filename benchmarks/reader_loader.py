@@ -3,9 +3,9 @@
     python benchmarks/reader_loader.py     (on a machine that does nothing else)
 
 All go over the same tars (1024x768 photos with captions) with one worker process, and are measured
-in CPU seconds of all their processes, start-up left out by taking the difference of a long and a
-short run. The peers are webdataset's pipeline in a PyTorch DataLoader: once with the published
-float32 transform, once with our own uint8 decode. Both tokenise each caption; neither packs.
+in CPU seconds of all their processes, start-up left out. The peers are webdataset's pipeline in a
+PyTorch DataLoader: once with the published float32 transform, once with our own uint8 decode. Both
+tokenise each caption; neither packs.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ def main() -> None:
     options.add_argument("--one", nargs=3, metavar=("NAME", "FOLDER", "SAMPLES"))
     parsed = options.parse_args()
     if parsed.one:
-        name, folder, samples = parsed.one
-        print(json.dumps(run(LOADERS[name], Path(folder), samples=int(samples))))
+        name, folder, wanted = parsed.one
+        print(json.dumps(run(LOADERS[name], Path(folder), samples=int(wanted))))
         return
-    long = SAMPLES // (10 if parsed.quick else 1)
+    samples = SAMPLES // (10 if parsed.quick else 1)
     with tempfile.TemporaryDirectory() as folder:
         tars = Path(folder) / "captions"
         write_captions(tars, samples=SAMPLES, shards=SHARDS, size=(1024, 768), words=WORDS)
         prepare(tars, RecordKind.caption)
-        figures = {name: per_cpu_second(name, tars, long=long) for name in LOADERS}
+        figures = {name: per_cpu_second(name, tars, samples=samples) for name in LOADERS}
     ours = figures["vltrain"]
     report(
         "reader_loader",
@@ -77,31 +77,29 @@ def main() -> None:
     )
 
 
-def per_cpu_second(name: str, tars: Path, *, long: int) -> float:
-    """Samples per CPU second beyond what starting costs."""
-    short = max(BATCH, long // 4)
-    seconds = []
-    for samples in (short, long):
-        command = [sys.executable, __file__, "--one", name, str(tars), str(samples)]
-        ended = subprocess.run(command, check=False, capture_output=True, text=True)
-        if ended.returncode:
-            raise SystemExit(f"{name} failed: {ended.stderr[-2000:]}")
-        seconds.append(json.loads(ended.stdout.splitlines()[-1]))
-    (few, begin), (many, end) = seconds
-    return (many - few) / (end - begin)
+def per_cpu_second(name: str, tars: Path, *, samples: int) -> float:
+    """Samples per CPU second once it runs."""
+    command = [sys.executable, __file__, "--one", name, str(tars), str(samples)]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    if ended.returncode:
+        raise SystemExit(f"{name} failed: {ended.stderr[-2000:]}")
+    return json.loads(ended.stdout.splitlines()[-1])
 
 
-def run(loader: Callable[[Path], Iterator[int]], folder: Path, *, samples: int) -> list[float]:
-    """Samples that came, and CPU seconds of all processes until they were there."""
-    seen = 0
+def run(loader: Callable[[Path], Iterator[int]], folder: Path, *, samples: int) -> float:
+    """Samples per CPU second of all processes, after the first fifth, in which workers start and
+    fill their queues."""
+    seen, first, begin = 0, 0, 0.0
     batches = loader(folder)
     for count in batches:
         seen += count
         if seen >= samples:
             break
-    used = _cpu_seconds(os.getpid())
+        if not first and seen >= samples // 5:
+            first, begin = seen, _cpu_seconds(os.getpid())
+    used = _cpu_seconds(os.getpid()) - begin
     batches.close()  # type: ignore[attr-defined]
-    return [seen, used]
+    return (seen - first) / used
 
 
 def _cpu_seconds(process: int) -> float:

@@ -6,7 +6,7 @@ PYTHON is an interpreter with the peers (pip install webdataset litdata megatron
 environment of its own); a peer that is not there is skipped, and said so. All read the same 4,000
 samples (640x480 photo, JSON, caption), which the page cache holds, again and again in one process,
 and give key and members of each. That ours are, sample for sample, the bytes that stock webdataset
-gives is checked before anything is timed. Readers take turns; the best of three rounds counts.
+gives is checked before anything is timed. Readers take turns; the best of five rounds counts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from vltrain.data.pieces import PieceTable
 from vltrain.data.reader import ShardReader
 from vltrain.data.sources import Source
 
-SAMPLES, SHARDS, ROUNDS = 4000, 8, 3
+SAMPLES, SHARDS, ROUNDS = 4000, 8, 5
 AT_A_TIME = 1024
 GOALS = {"webdataset": 10.0, "energon": 30.0, "litdata": 1.3}
 

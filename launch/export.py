@@ -3,7 +3,8 @@
 RUN is a run directory or one of its checkpoints; DIRECTORY is where to write, by default
 RUN/exported/FORMAT-step-N. With --format transformers (the default) DIRECTORY
 loads with AutoModelForImageTextToText and AutoProcessor; with --format deepseek_vl it has the names
-and config of the original release. Needs no GPU, and memory for one tensor at a time.
+and config of the original release, and for a DeepSeek-VL2 with --format deepseek_vl2. Needs no GPU,
+and memory for one tensor at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from vltrain.assemble.model_card import model_card
 from vltrain.errors import CheckpointError
 from vltrain.evaluate.results import Point, read_points
 from vltrain.logs import setup_logging
-from vltrain.models.export import ExportFormat, export_model
+from vltrain.models.export import ExportFormat, export_model, refuse_unfit
 from vltrain.models.export_tokens import ExportTokens
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -34,6 +35,7 @@ def main() -> None:
     setup_logging(rank=0)
     run = find_run(words.run, overrides=words.overrides)
     kind = ExportFormat(words.format)
+    refuse_unfit(run.config.model, kind=kind)
     directory = _target(run, kind) if words.directory is None else Path(words.directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise CheckpointError(f"{directory} is not empty or no folder; give a new directory")

@@ -1,5 +1,5 @@
 """make quickstart: a real vision-language model through three stages, on this machine, from
-nothing.
+nothing. ``--model vl2``: the same with a DeepSeek-VL2.
 
 Every step is a command that you could type yourself; each is printed before it runs. Only the first
 two differ from a run on a cluster: the shards are made here from installed packages, and a short
@@ -32,11 +32,27 @@ class Step:
     threads: int = 1  # of each command
 
 
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """``experiment``: in conf/. ``towers``: words for the towers' warm start, beside it."""
+
+    experiment: str
+    towers: tuple[str, ...] = ()
+
+
+DEMOS = {
+    "vl": Demo(experiment="demo"),
+    "vl2": Demo(experiment="demo_vl2", towers=("stage.trainable=[siglip]",)),
+}
+
+
 def main() -> int:
     """Run the steps in order; stop at the first that fails."""
     arguments = _arguments()
-    root = arguments.root or ("runs/demo" if arguments.seed == 0 else f"runs/demo-{arguments.seed}")
-    steps = demo_steps(root, seed=arguments.seed)
+    demo = DEMOS[arguments.model]
+    name = f"runs/{demo.experiment}"
+    root = arguments.root or (name if arguments.seed == 0 else f"{name}-{arguments.seed}")
+    steps = demo_steps(root, seed=arguments.seed, demo=demo)
     begin = time.monotonic()
     for count, step in enumerate(steps, start=1):
         minutes = (time.monotonic() - begin) / 60
@@ -54,9 +70,9 @@ def main() -> int:
     return 0
 
 
-def demo_steps(root: str, *, seed: int) -> list[Step]:
+def demo_steps(root: str, *, seed: int, demo: Demo) -> list[Step]:
     """The whole demo as commands."""
-    words = ("+experiment=demo", f"run.root={root}", f"run.seed={seed}")
+    words = (f"+experiment={demo.experiment}", f"run.root={root}", f"run.seed={seed}")
     steps = [
         Step(
             title="Real data from installed packages, as webdataset shards (data/demo)",
@@ -70,7 +86,7 @@ def demo_steps(root: str, *, seed: int) -> list[Step]:
             title="Warm start: language model and towers, standing for published checkpoints",
             commands=(
                 (PYTHON, "launch/warm_start.py", "language", "stage=2", *words),
-                (PYTHON, "launch/warm_start.py", "towers", "stage=2", *words),
+                (PYTHON, "launch/warm_start.py", "towers", "stage=2", *words, *demo.towers),
             ),
             together=True,
         ),
@@ -119,7 +135,10 @@ def _run(step: Step) -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--root", help="where the runs go; default runs/demo (runs/demo-SEED)")
+    parser.add_argument("--model", choices=sorted(DEMOS), default="vl")
+    parser.add_argument(
+        "--root", help="where the runs go; default runs/demo (runs/demo-SEED), runs/demo_vl2"
+    )
     return parser.parse_args()
 
 

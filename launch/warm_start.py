@@ -40,11 +40,10 @@ from vltrain.train.warm_start import NextToken, TowersApart, warm_up
 
 NOTE = (
     "The stages start from a warm start made on this machine (launch/warm_start.py), standing for "
-    "published checkpoints of SAM, SigLIP and the language model: tiny ones, trained on plain "
+    "published checkpoints of {parts}: tiny ones, trained on plain "
     "text (documentation, and short lines that say the same words twice) and on captions of "
     "emoji, drawn shapes and printed signs. It saw no question, no answer and no held-out image."
 )
-KEPT = {"language": ("language",), "towers": ("sam", "siglip")}
 OBJECTIVES = {"language": NextToken, "towers": TowersApart}
 # No questions or answers, as everywhere in the warm start; the drawn shapes' captions make colours
 # and forms whole words of the vocabulary, as they are in any published one.
@@ -62,9 +61,17 @@ def make_tokenizer(config: RunConfig) -> None:
     model."""
     directory = Path(config.model.tokenizer or "")
     vocabulary = config.model.language.vocab_size
-    train_bpe(_texts(), vocab_size=vocabulary, directory=directory)
+    train_bpe(
+        _texts(),
+        vocab_size=vocabulary,
+        directory=directory,
+        image_token=config.model.image_token,
+        template=config.stage.template,
+    )
     notes = Path(config.run.root) / "notes.txt"
-    notes.write_text(NOTE + "\n", encoding="utf-8")
+    towers = "SigLIP" if config.model.sam is None else "SAM, SigLIP"
+    note = NOTE.format(parts=f"{towers} and the language model")
+    notes.write_text(note + "\n", encoding="utf-8")
     print(f"tokenizer of {vocabulary} tokens in {directory}")
 
 
@@ -83,7 +90,7 @@ def _texts() -> Iterator[str]:
 
 
 def train_part(what: str, config: RunConfig) -> None:
-    """Train from scratch and save ``KEPT[what]``, each in its published layout."""
+    """Train what the config says from scratch and save it, each part in its published layout."""
     setup_logging(rank=0)
     torch.manual_seed(config.run.seed)
     encoder = build_encoder(config, open_tokenizer(config))
@@ -122,7 +129,7 @@ def train_part(what: str, config: RunConfig) -> None:
         lr=config.optim.lr,
         report=report,
     )
-    for part in KEPT[what]:
+    for part in config.stage.trainable:
         directory = config.run_dir / part
         export_part(directory, config=config.model, part=part, state=model.part_state(part))
         if part == "language" and config.model.tokenizer:
@@ -141,7 +148,7 @@ def main() -> None:
     if what == "tokenizer":
         sys.argv.append("data=demo_warm_language")
         run_with_config(make_tokenizer)
-    elif what in KEPT:
+    elif what in OBJECTIVES:
         sys.argv.append(f"data=demo_warm_{what}")
         run_with_config(lambda config: train_part(what, config))
     else:
@@ -149,7 +156,7 @@ def main() -> None:
 
 
 def _refuse(what: str) -> None:
-    raise ConfigError(f"warm_start.py {what!r}: choose tokenizer, {' or '.join(KEPT)}")
+    raise ConfigError(f"warm_start.py {what!r}: choose tokenizer, {' or '.join(OBJECTIVES)}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ ALIGN = StagePolicy(
     may_be_new=frozenset({"adaptor"}),
     records=frozenset({RecordKind.caption}),
     learns=frozenset({Learn.all}),
-    templates=frozenset(Template),
+    templates={
+        "deepseek_vl": frozenset({Template.deepseek, Template.plain, Template.alignment}),
+        "deepseek_vl2": frozenset({Template.deepseek_vl2, Template.plain, Template.alignment}),
+    },
     checks=(needs_language_sources,),
 )

@@ -37,6 +37,9 @@ FINETUNE = StagePolicy(
     may_be_new=frozenset(),
     records=frozenset({RecordKind.conversation}),
     learns=frozenset({Learn.answers}),
-    templates=frozenset({Template.deepseek}),
+    templates={
+        "deepseek_vl": frozenset({Template.deepseek}),
+        "deepseek_vl2": frozenset({Template.deepseek_vl2}),
+    },
     checks=(needs_language_sources, _masks_prompts),
 )

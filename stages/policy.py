@@ -23,7 +23,7 @@ class StagePolicy:
     may_train, must_train: parts of the model, by model family. predecessors: stage numbers that it
     may start from; 0 means published weights of each part. may_be_new: parts that may start from
     the seed, unasked. records: kinds that it may see. learns: what may be learned of its records.
-    templates: how they may be written.
+    templates: how they may be written, by model family.
     """
 
     number: int
@@ -34,7 +34,7 @@ class StagePolicy:
     may_be_new: frozenset[str]
     records: frozenset[RecordKind]
     learns: frozenset[Learn]
-    templates: frozenset[Template]
+    templates: dict[str, frozenset[Template]]
     checks: tuple[Check, ...]
 
     def check(self, config: RunConfig) -> None:
@@ -62,10 +62,10 @@ class StagePolicy:
                 f"{where}: stage.learn={config.stage.learn.value}; expected "
                 f"{' or '.join(sorted(x.value for x in self.learns))}"
             )
-        if config.stage.template not in self.templates:
+        if config.stage.template not in self.templates[family]:
             raise ConfigError(
-                f"{where}: stage.template={config.stage.template.value}; expected "
-                f"{' or '.join(sorted(t.value for t in self.templates))}"
+                f"{where}: stage.template={config.stage.template.value}; expected for "
+                f"{family}: {' or '.join(sorted(t.value for t in self.templates[family]))}"
             )
         for name, source in config.data.sources.items():
             if source.kind not in self.records:

@@ -26,6 +26,9 @@ PRETRAIN = StagePolicy(
     may_be_new=frozenset(),
     records=frozenset(RecordKind),
     learns=frozenset({Learn.all}),
-    templates=frozenset(Template),
+    templates={
+        "deepseek_vl": frozenset({Template.deepseek, Template.plain, Template.alignment}),
+        "deepseek_vl2": frozenset({Template.deepseek_vl2, Template.plain, Template.alignment}),
+    },
     checks=(needs_language_sources,),
 )

@@ -93,11 +93,13 @@ def test_what_differs_between_the_stages(compose) -> None:
     assert three.data.mixture.language_share == 0.479
 
 
+@pytest.mark.parametrize("demo", ["demo", "demo_vl2"])
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_the_demo_composes(compose, stage: int) -> None:
-    config = compose(f"stage={stage}", "+experiment=demo")
+def test_the_demos_compose(compose, stage: int, demo: str) -> None:
+    config = compose(f"stage={stage}", f"+experiment={demo}")
     policy_of(stage).check(config)
-    assert config.model.name == "demo"
+    assert config.model.name == demo
+    assert config.run.root == f"runs/{demo}"
     assert config.data.held_out
 
 
@@ -126,12 +128,14 @@ def test_every_model_composes(compose, model: str) -> None:
 
 def test_every_optim_and_data_file_is_used_by_some_composition() -> None:
     tiled = [f"deepseek_vl2_{size}" for size in ("tiny", "small", "base")]
-    optim = {f"{m}_stage{n}" for m in (*PUBLISHED, *tiled, "demo") for n in (1, 2, 3)}
+    demos = ("demo", "demo_vl2")
+    optim = {f"{m}_stage{n}" for m in (*PUBLISHED, *tiled, *demos) for n in (1, 2, 3)}
     assert set(yaml_options("optim")) == optim
     data = {f"{m}_stage{n}" for m in ("deepseek_vl", "demo") for n in (1, 2, 3)}
     ablations = {f"deepseek_vl_stage2_{r}" for r in ("100_0", "75_25", "60_40", "25_75", "10_90")}
     warm = {"demo_warm_language", "demo_warm_towers"}
-    assert set(yaml_options("data")) == data | ablations | warm
+    vl2 = {"deepseek_vl2_stage1", "deepseek_vl2_stage2"}  # composed in test_runconfig_vl2
+    assert set(yaml_options("data")) == data | ablations | warm | vl2
 
 
 SOMEWHERE = with_paths(1)
@@ -278,7 +282,10 @@ REFUSED = [
     ),
     ((*DEMO, "model.adaptor.kind=mlp"), ["sam, siglip", "'mlp', which reads one"]),
     ((*DEMO, "model.siglip=null"), ["sam", "'hybrid_split', which joins two"]),
-    ((*DEMO, "+optim.parts={vision: {lr_multiplier: 0.1}}"), ["optim.parts", "'vision'"]),
+    (
+        (*DEMO, "+optim.parts={vision: {lr_multiplier: 0.1}}"),
+        ["optim.parts", "'vision'", "Take it out with '~optim.parts.vision'"],
+    ),
     (
         (*DEMO, "optim.parts.adaptor.lr_multiplier=-1"),
         ["optim.parts.adaptor.lr_multiplier=-1.0: must not be negative"],
@@ -317,7 +324,11 @@ POLICY_REFUSES = [
     ("stage=2", "stage.trainable=[adaptor]", ["lacks", "language"]),
     ("stage=3", "stage.trainable=[adaptor,language,sam]", ["sam", "stay frozen"]),
     ("stage=3", "stage.learn=all", ["stage.learn=all", "answers"]),
-    ("stage=3", "stage.template=plain", ["stage.template=plain", "expected deepseek"]),
+    (
+        "stage=3",
+        "stage.template=plain",
+        ["stage.template=plain", "expected for deepseek_vl: deepseek"],
+    ),
     ("stage=3", "data.sources.easy_vqa_what.learn=all", ["would train on prompts"]),
     ("stage=3", "data.sources.easy_vqa_what.kind=caption", ["caption records", "conversation"]),
     ("stage=1", "data.mixture.language_share=0.5", ["modality language"]),

@@ -8,18 +8,20 @@ import pytest
 from omegaconf import OmegaConf
 
 from stages import policy_of
+from vltrain.batch import Template
 from vltrain.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 SIZES = ("tiny", "small", "base")
 
 
-def words(stage: int, size: str) -> list[str]:
-    """A user's command, with folders for the default mix (DeepSeek-VL's)."""
-    names = OmegaConf.load(CONF / f"data/deepseek_vl_stage{stage}.yaml").sources
+def words(stage: int, size: str, *, data: str = "deepseek_vl") -> list[str]:
+    """A user's command, with folders for a mix (the default one is DeepSeek-VL's)."""
+    names = OmegaConf.load(CONF / f"data/{data}_stage{stage}.yaml").sources
     return [
         f"stage={stage}",
         f"model=deepseek_vl2_{size}",
+        f"data={data}_stage{stage}",
         *(f"data.sources.{name}.path=somewhere/{name}" for name in names),
     ]
 
@@ -70,6 +72,9 @@ def test_shares_of_text(compose, stage: int, share: float) -> None:
     assert config.data.mixture.language_share == share
     assert config.data.mixture.ramp.kind.value == "none"
     assert config.stage.system_prompt is None
+    assert config.stage.template is Template.deepseek_vl2
+    with pytest.raises(ConfigError, match="template=deepseek; expected for deepseek_vl2"):
+        policy_of(stage).check(compose(*words(stage, "tiny"), "stage.template=deepseek"))
 
 
 def test_an_image_costs_what_the_paper_says(compose) -> None:
@@ -99,3 +104,35 @@ def test_the_policy_guards_what_trains(compose, stage: int, word: str, said: lis
 def test_a_sequence_must_hold_the_largest_image(compose) -> None:
     with pytest.raises(ConfigError, match="cannot hold one image of 2101 tokens"):
         compose(*words(2, "tiny"), "data.packing.sequence_length=2048")
+
+
+# DeepSeek-VL2, section 3: categories (their shares are not published) and data sets.
+SETS = {
+    1: {"default": {"sharegpt4v"}},
+    2: {
+        "interleaved": {"wit", "wikihow", "obelics", "wanjuan", "in_house_interleaved"},
+        "caption": {"captions"},
+        "ocr": {"latex_ocr", "rendered_text", "in_house_ocr"},
+        "qa": {
+            *("general_qa", "pubtabnet", "fintabnet", "docmatix", "websight", "python_plots"),
+            "visual_prompt_qa",
+        },
+        "grounding": {"grounding"},
+        "grounded_conversation": {"grounded_conversation"},
+        "text": {"text"},
+    },
+}
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_published_data_sets(compose, stage: int) -> None:
+    config = compose(*words(stage, "small", data="deepseek_vl2"))
+    policy_of(stage).check(config)
+    found: dict[str, set[str]] = {}
+    for name, source in config.data.sources.items():
+        found.setdefault(source.category, set()).add(name)
+    assert found == SETS[stage]
+    assert config.data.mixture.language_share == (0.0 if stage == 1 else 0.3)
+    assert len(set(config.data.mixture.category_weights.values())) <= 1
+    text = {n for n, s in config.data.sources.items() if s.modality.value == "language"}
+    assert text == ({"text"} if stage == 2 else set())

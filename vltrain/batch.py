@@ -43,6 +43,20 @@ class Template(str, Enum):
     deepseek = "deepseek"  # with the words User: and Assistant:; documents as they are
     plain = "plain"  # nothing around what is said
     alignment = "alignment"  # of what is asked only the images, each with a line end
+    deepseek_vl2 = "deepseek_vl2"  # as deepseek, with the tokens <|User|> and <|Assistant|>
+
+
+class Special(Enum):
+    """Tokens of DeepSeek-VL2's vocabulary that stand for themselves; the words of a text never
+    become one."""
+
+    user = "<|User|>"
+    assistant = "<|Assistant|>"
+    ref = "<|ref|>"  # what is meant, up to ref_end
+    ref_end = "<|/ref|>"
+    det = "<|det|>"  # boxes, up to det_end
+    det_end = "<|/det|>"
+    grounding = "<|grounding|>"  # asks for an answer with boxes
 
 
 class RecordKind(str, Enum):
@@ -92,12 +106,24 @@ class StoredImage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Boxes:
+    """Places in an image, in pixels of the image as it is seen (upright, before it is scaled or
+    tiled): left, top, right, bottom of each. image: index into ``Sample.images``."""
+
+    image: int
+    boxes: tuple[tuple[float, float, float, float], ...]
+
+
+Part = str | int | Special | Boxes
+"""Of a turn's content: text, an image (index into ``Sample.images``), a token, boxes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
-    """One turn: text and image slots in reading order (an ``int`` is an index into
-    ``Sample.images``)."""
+    """One turn: its parts in reading order."""
 
     role: Role
-    content: tuple[str | int, ...]
+    content: tuple[Part, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

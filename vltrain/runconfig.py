@@ -227,7 +227,8 @@ def _check_parts(config: RunConfig) -> None:
     for part in config.optim.parts:
         if part not in available:
             raise ConfigError(
-                f"optim.parts names {part!r}; this model's parts are {', '.join(available)}"
+                f"optim.parts names {part!r}; this model's parts are {', '.join(available)}. "
+                f"Take it out with '~optim.parts.{part}'"
             )
 
 

@@ -19,20 +19,26 @@ from vltrain.checkpoint.handoff import HandOff, OriginKind, PartOrigin
 from vltrain.checkpoint.manifest import ParamRecord, PartRecord
 from vltrain.checkpoint.store import open_checkpoint
 from vltrain.engine.fragments import Fragment, FragmentKind
-from vltrain.errors import ContractError
+from vltrain.errors import CheckpointError, ContractError
+from vltrain.models.build import build_model
 from vltrain.models.config import ModelConfig
+from vltrain.models.export_part import export_part
 from vltrain.models.vision import siglip_vision_config
-from vltrain.models.weights import part_digest, published_digests
+from vltrain.models.weights import part_digest, published_digests, tensor_digests
 from vltrain.runconfig import RunConfig
 
-TINY = Path(__file__).parents[2] / "conf/model/tiny.yaml"
+CONF = Path(__file__).parents[2] / "conf/model"
 NORM = "siglip.post_layernorm.weight"
 
 
 @pytest.fixture
 def config() -> RunConfig:
+    return run_of("tiny")
+
+
+def run_of(name: str) -> RunConfig:
     schema = OmegaConf.structured(ModelConfig)
-    model = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(TINY)))
+    model = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(CONF / f"{name}.yaml")))
     assert isinstance(model, ModelConfig)
     return RunConfig(model=model)
 
@@ -149,3 +155,55 @@ def test_a_frozen_part_that_was_never_stored_is_drawn_from_the_seed(
     name = "siglip.encoder.layers.0.self_attn.q_proj.weight"
     assert weights.shapes[name] == (32, 32)
     assert not torch.equal(weights.tensor(name), others.tensor(name))
+
+
+def corrected_run(tmp_path: Path, *, corrections: list[list[float]] | None) -> FoundRun:
+    """A run of the tiny DeepSeek-VL2 whose language model is frozen as published, with other
+    corrections in the run's manifest than among the published tensors."""
+    run = run_of("tiny_vl2")
+    built = build_model(
+        run.model,
+        trainable=(),
+        freeze=(),
+        dtype=torch.float32,
+        frozen_dtype=torch.float32,
+        device="cpu",
+        seed=0,
+    )
+    directory = tmp_path / "language"
+    state = built.part_state("language")
+    export_part(directory, config=run.model, part="language", state=state)
+    digest = part_digest(published_digests(run.model, part="language", directory=directory))
+    assert digest == part_digest(tensor_digests(state.items()))
+    made = store(tmp_path / "run")
+    record = PartRecord(trained=False, path=str(directory), digest=digest)
+    counters = {"sums": {}, "faults": {}, "routers": corrections}
+    made.save(manifest(10, parts={"language": record}, params={}, counters=counters), iter([]))
+    kind = OriginKind.published
+    origin = PartOrigin(part="language", kind=kind, path=directory, digest=digest)
+    opened = open_checkpoint(made.path(10))
+    encoder: Any = None
+    return FoundRun(
+        directory=tmp_path,
+        config=run,
+        checkpoint=opened,
+        encoder=encoder,
+        origins=HandOff(predecessor=opened, parts={"language": origin}),
+    )
+
+
+def test_corrections_are_as_the_run_left_them(tmp_path: Path) -> None:
+    left = [[0.001 * k for k in range(8)], [-0.25] * 8]
+    weights = RunWeights(corrected_run(tmp_path, corrections=left))
+    for layer, row in zip((1, 2), left, strict=True):
+        name = f"language.model.layers.{layer}.mlp.gate.e_score_correction_bias"
+        assert weights.shapes[name] == (8,)
+        assert torch.equal(weights.tensor(name), torch.tensor(row))
+    stack = "language.model.layers.1.mlp.experts.gate_up_proj"
+    assert weights.tensor(stack).shape == weights.shapes[stack] == (8, 64, 32)
+
+
+def test_corrections_of_another_model_are_refused(tmp_path: Path) -> None:
+    run = corrected_run(tmp_path, corrections=None)
+    with pytest.raises(CheckpointError, match="has router corrections of none"):
+        RunWeights(run)

@@ -15,7 +15,7 @@ from vltrain.evaluate.results import Accuracy, HeldOutLoss, Point
 from vltrain.models.config import ModelConfig
 from vltrain.models.export import ExportFormat
 
-TINY = Path(__file__).parents[2] / "conf/model/tiny.yaml"
+CONF = Path(__file__).parents[2] / "conf/model"
 BIRDS = {
     "kind": "caption",
     "modality": "multimodal",
@@ -64,8 +64,12 @@ def second_stage(**changes: Any) -> Manifest:
 
 @pytest.fixture
 def tiny() -> ModelConfig:
+    return model("tiny")
+
+
+def model(name: str) -> ModelConfig:
     schema = OmegaConf.structured(ModelConfig)
-    config = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(TINY)))
+    config = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(CONF / f"{name}.yaml")))
     assert isinstance(config, ModelConfig)
     return config
 
@@ -122,3 +126,19 @@ def test_a_manifest_of_before_data_was_recorded(tiny: ModelConfig) -> None:
     text = model_card(manifest(3), config=tiny, **words)
     assert "The manifest does not say which data was seen." in text
     assert "| 1 align | not stated | 3 |" in text
+
+
+def test_the_layout_of_deepseek_vl2_is_told(tiny: ModelConfig) -> None:
+    config = model("tiny_vl2")
+    text = card(config, kind=ExportFormat.deepseek_vl2)
+    assert "library_name" not in text
+    assert "model_type: deepseek_vl_v2" in text
+    assert "DeepSeek-VL2 architecture (SigLIP on at most 4 tiles, 16 tokens per tile; 8 exp" in text
+    assert "Remarks" not in text
+    assert "of the DeepSeek-VL architecture (SAM and SigLIP, 16 tokens per image)" in card(tiny)
+    assert config.tiling is not None
+    config.tiling.max_tiled_images = 3
+    config.pad_color = [0, 0, 0]
+    text = card(config, kind=ExportFormat.deepseek_vl2)
+    assert "by the rule effective, at most 3 of a conversation; the original release's" in text
+    assert "colour (0, 0, 0); the original release's processor pads with (127, 127, 127)" in text

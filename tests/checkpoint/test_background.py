@@ -29,7 +29,7 @@ class Disk:
         write_text = store_module.write_text
 
         def held(path: Path, text: str):
-            assert self.free.wait(timeout=30)
+            assert self.free.wait(timeout=120)
             if self.error:
                 raise OSError(28, "No space left on device")
             return write_text(path, text)
@@ -66,7 +66,7 @@ def test_training_goes_on_and_the_snapshot_is_what_was_then(disk: Disk) -> None:
     weight, copying, waited = torch.arange(6.0), threading.Event(), []
 
     def live() -> Iterator[Fragment]:
-        assert copying.wait(timeout=30)
+        assert copying.wait(timeout=120)
         for kind in (FragmentKind.master, FragmentKind.exp_avg, FragmentKind.exp_avg_sq):
             yield Fragment(name="adaptor.weight", kind=kind, offset=0, values=weight.clone())
 

@@ -131,7 +131,7 @@ def facts(batches):
 
 def no_workers_left() -> bool:
     gc.collect()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(0.05)
     return not multiprocessing.active_children()
@@ -341,3 +341,39 @@ def test_an_iterator_that_nobody_closes_does_not_hold_the_process(tmp_path):
     script.write_text(UNCLOSED.format(folder=str(Path(__file__).parent)))
     done = subprocess.run([sys.executable, str(script)], timeout=100, check=False)
     assert done.returncode == 75
+
+
+KILLED = """
+import multiprocessing, multiprocessing.forkserver, os, signal, sys
+sys.path[:0] = [{folder!r}]
+import test_loader
+if __name__ == "__main__":
+    kept = iter(test_loader.loader(test_loader.steps(), workers=1))
+    next(kept)
+    (worker,) = multiprocessing.active_children()
+    print(worker.pid, multiprocessing.forkserver._forkserver._forkserver_pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def is_there(process: int) -> bool:
+    """And no zombie, which holds nothing."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rsplit(")")[-1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_a_killed_process_leaves_no_workers_behind(tmp_path):
+    """Each would keep its memory for ever, and a run that is killed often fills the node."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED.format(folder=str(Path(__file__).parent)))
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        worker, server = map(int, started.stdout.readline().split())
+        assert started.wait(timeout=100) == -signal.SIGKILL
+        deadline = time.monotonic() + 60
+        while is_there(worker) or is_there(server):
+            assert time.monotonic() < deadline, "a worker outlives the process that it reads for"
+            time.sleep(0.05)

@@ -22,6 +22,7 @@ from vltrain.batch import (
     PackPlan,
     PieceRef,
     RecordKind,
+    Special,
     Template,
 )
 from vltrain.data.collate import ReadPiece, collate
@@ -32,6 +33,7 @@ from vltrain.processing.encode import Encoder, EncodeRules
 from vltrain.processing.geometry import FixedGeometry
 from vltrain.processing.place_image_token import place_image_token
 from vltrain.processing.tokens import TextTokenizer
+from vltrain.processing.train_tokenizer import train_bpe
 
 ORIGIN = Origin(source="hard", shard="0.tar", key="k")
 IMAGE_TOKENS = 5
@@ -80,6 +82,9 @@ PIECES = [
     "AssistantAssistant",
     ": ",
     "{{ bos_token }}{% for %}",
+    "<|User|>: ",
+    "\n\n<|Assistant|>:",
+    "<|ref|>a<|/ref|><|det|>[[0, 0, 9, 9]]<|/det|>",
 ]
 
 
@@ -270,6 +275,29 @@ def test_labels_of_the_other_templates(tokenizer, template, seed):
     expected = "".join(answer.strip() + END for answer in conversation.answers)
     assert tokenizer.decode(example.ids[example.learned]) == expected
     assert (example.ids == tokenizer.eos_id).sum() == len(conversation.answers)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_labels_of_deepseek_vl2s_template(tmp_path, seed):
+    directory = train_bpe(
+        PIECES,
+        vocab_size=300,
+        directory=tmp_path,
+        image_token="<image>",
+        template=Template.deepseek_vl2,
+    )
+    vl2 = TextTokenizer.load(directory, image_token="<image>", image_token_id=3)
+    conversation = drawn(seed)
+    answers = [answer.strip() for answer in conversation.answers]
+    record = records(conversation)["parts"]
+    example = encoded(record, conversation.marks, encoder_of(vl2, Template.deepseek_vl2))
+    runs = learned_runs(example)
+    assert [vl2.decode(run) for run in runs] == [answer + END for answer in answers]
+    roles = [vl2.special_ids[Special.user], vl2.special_ids[Special.assistant]]
+    others = [vl2.bos_id, vl2.eos_id, *vl2.special_ids.values()]
+    found = [i for i in example.ids.tolist() if i in others]
+    assert found == [vl2.bos_id, *[*roles, vl2.eos_id] * len(answers)]
+    assert (example.ids == vl2.image_id).sum() == conversation.marks * IMAGE_TOKENS
 
 
 @pytest.mark.parametrize(

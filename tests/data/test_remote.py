@@ -351,6 +351,11 @@ def test_http_cut_off_in_the_middle(http: HttpStore, tmp_path: Path) -> None:
     http.cut = 2
     assert len(read_all(config, remote)) == 16
     assert http.cut == 0
+    http.cut = 99
+    message = rf"{http.url}/x-0\.tar cannot be read: the store failed 3 times"
+    with pytest.raises(DataError, match=message):
+        read_all(config, store(tmp_path, cache_dir=str(tmp_path / "fresh")))
+    assert http.cut == 96
 
 
 def test_http_store_that_is_gone(http: HttpStore, tmp_path: Path) -> None:

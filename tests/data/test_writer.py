@@ -142,3 +142,5 @@ def test_records_of_documents_and_conversations() -> None:
     assert talk.members["json"] == {"messages": [{"role": "user", "content": "<image>\nWhat?"}]}
     with pytest.raises(DataError, match="1 <image> marks but 0 images"):
         conversation_record("k", messages=[("user", "<image>")])
+    with pytest.raises(DataError, match=r"record 'k': .*role 'User' is none of"):
+        conversation_record("k", messages=[("User", "Hi")])

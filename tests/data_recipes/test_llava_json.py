@@ -93,13 +93,14 @@ def test_openai_messages_in_all_their_forms_in_one_file(tmp_path: Path) -> None:
         openai([url("a.png"), text("and"), url(inline), text("Same <image>?")], "no", id="urls"),
         openai([{"type": "image"}, text("?")], [text("red")], images=["a.png"], id="parts"),
         openai([{"type": "image", "image": "a.png"}], "a", "more?", "b", id="own"),
+        openai([url(inline), {"type": "image"}], "a", images=["a.png"], id="mixed"),
         openai("Only text?", "yes", id="text"),
         row("llava", image="a.png", question="<image>?"),
     ]
     file = write(tmp_path, rows)
     red = (tmp_path / "a.png").read_bytes()
     records = {r.key: r for r in llava_json.records([file], image_folder=tmp_path)}
-    assert list(records) == ["marks", "urls", "parts", "own", "text", "llava"]
+    assert list(records) == ["marks", "urls", "parts", "own", "mixed", "text", "llava"]
     documents: dict[str, Any] = {key: record.members["json"] for key, record in records.items()}
     messages = {key: document["messages"] for key, document in documents.items()}
     images = {
@@ -125,6 +126,7 @@ def test_openai_messages_in_all_their_forms_in_one_file(tmp_path: Path) -> None:
         "urls": [red, blue],
         "parts": [red],
         "own": [red],
+        "mixed": [blue, red],
         "text": [],
         "llava": [red],
     }

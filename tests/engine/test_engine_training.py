@@ -131,7 +131,9 @@ def test_many_small_gradients_add_up_in_fp32(tmp_path: Path) -> None:
         if stage > 0:
             expected = once["grad_norm"] * (1 + 1 / 512) / 2
             norm = result[f"zero{stage} uneven"][0]["grad_norm"]
-            assert norm == pytest.approx(expected, rel=1e-5)
+            # ZeRO 1 and 2 put the fp32 sum back into a bf16 bucket, which rounds it once; a sum in
+            # bf16 is off by 17 in 10,000.
+            assert norm == pytest.approx(expected, rel=1e-5 if stage == 3 else 5e-4)
 
 
 def test_masters_alone_come_from_elsewhere_unrounded(tmp_path: Path) -> None:

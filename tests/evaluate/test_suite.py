@@ -180,7 +180,7 @@ def test_row_losses_do_not_depend_on_padding(tiny_subject, sources, rule_encoder
     samples, _ = read_samples(open_source("prose", sources["prose"]), limit=2)
     short = rule_encoder.piece(samples[0], start=0, tokens=9)
     long = rule_encoder.piece(samples[1], start=0, tokens=40)
-    features = tiny_subject.features([], blank=False)
+    features = tiny_subject.features([short, long], [], blank=False)
     together = tiny_subject.losses([short, long], features=features)
     apart = [tiny_subject.losses([e], features=features)[0] for e in (short, long)]
     assert together == pytest.approx(apart, rel=1e-5)

@@ -9,7 +9,6 @@ import os
 import re
 import runpy
 import sys
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from launching import (
     Finished,
     Stages,
     deepspeed,
+    demo_texts,
     launch,
     prepare_here,
     python,
@@ -48,17 +48,19 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for _ in write_demo(root / "data/demo", limit=RECORDS):
         pass
     warm = root / "runs/demo/warm_start"
-    texts = _texts(root / "data/demo")
-    train_bpe(texts, vocab_size=512, directory=warm / "language")
+    train_bpe(demo_texts(root), vocab_size=512, directory=warm / "language")
     write_weights(warm, seed=7)
     write_weights(root / "other", seed=8)
+    write_weights(root / "runs/demo/tiled_parts", seed=9, model="tiny_vl2")
     return root
 
 
-def write_weights(directory: Path, *, seed: int) -> None:
-    """Random tiny towers and language model, each in its published layout."""
-    schema, tiny = OmegaConf.structured(ModelConfig), OmegaConf.load(ROOT / "conf/model/tiny.yaml")
-    config = OmegaConf.to_object(OmegaConf.merge(schema, tiny))
+def write_weights(directory: Path, *, seed: int, model: str = "tiny") -> None:
+    """Random tiny towers and language model, each in its published layout. Where the routers choose
+    experts with corrections, those of the first expert are a quarter."""
+    schema = OmegaConf.structured(ModelConfig)
+    values = OmegaConf.load(ROOT / f"conf/model/{model}.yaml")
+    config = OmegaConf.to_object(OmegaConf.merge(schema, values))
     assert isinstance(config, ModelConfig)
     built = build_model(
         config,
@@ -69,18 +71,11 @@ def write_weights(directory: Path, *, seed: int) -> None:
         device="cpu",
         seed=seed,
     )
-    for part in ("sam", "siglip", "language"):
+    for part in (*config.towers, "language"):
         state = built.part_state(part)
+        for name in state.keys() - dict(built.named_parameters()).keys():
+            state[name] = torch.tensor([0.25] + [0.0] * (len(state[name]) - 1))
         export_part(directory / part, config=config, part=part, state=state)
-
-
-def _texts(data: Path) -> Iterator[str]:
-    for shard in sorted(data.glob("*/train/*.tar")):
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                stream = tar.extractfile(member)
-                if stream is not None and member.name.endswith((".txt", ".json")):
-                    yield stream.read().decode("utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,16 @@ class Stages:
 
     runs: dict[int, Path]
     finished: dict[int, Finished]
+
+
+def demo_texts(workspace: Path) -> Iterator[str]:
+    """The text of the demo's training shards."""
+    for shard in sorted((workspace / "data/demo").glob("*/train/*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                stream = tar.extractfile(member)
+                if stream is not None and member.name.endswith((".txt", ".json")):
+                    yield stream.read().decode("utf-8")
 
 
 def composed(*words: str) -> RunConfig:

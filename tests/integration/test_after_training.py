@@ -40,9 +40,12 @@ def test_evaluate_then_report(stages, in_process, workspace: Path) -> None:
     assert (workspace / "runs/demo/overview.png").stat().st_size > 10_000
 
 
-def test_ask(stages, in_process, picture: Path) -> None:
+def test_ask(stages, in_process, refused, picture: Path) -> None:
     ended = in_process("runs/demo/stage3", str(picture), "what color is the shape?", script="ask")
     assert ended.code == 0, ended.err
+    said = refused("runs/demo/stage3", str(picture), "the shape", "--as", "ref", script="ask")
+    assert "the question cannot be asked: no_special_token" in said
+    assert "<|ref|>, which the tokenizer does not have" in said
 
 
 def test_weights_and_tokenizer_that_moved_are_named(

@@ -1,6 +1,6 @@
-"""DeepSeek-VL2's three stages, tiny, in two processes: tiles go through
-the whole data path, and what a stage hands over are weights and the routers' corrections. (Stages 1
-and 2 start from the seed: published weights of such a language model cannot be read yet.)"""
+"""DeepSeek-VL2's three stages, tiny, in two processes: stage 1 starts from published parts, tiles
+go through the whole data path, what a stage hands over are weights and the routers' corrections;
+its runs are evaluated and asked, and exported in the released layout."""
 
 from __future__ import annotations
 
@@ -9,8 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from forked import run_forked
-from launching import DEMO, prepare_here, rows_of
+from launching import DEMO, Finished, demo_texts, prepare_here, rows_of
+from PIL import Image
+from safetensors.torch import load_file
+
+from vltrain.assemble.exporting import RunWeights
+from vltrain.assemble.inference import find_run, load_run
+from vltrain.batch import Template
+from vltrain.evaluate.results import read_points
+from vltrain.models.build import build_model
+from vltrain.models.trainable import parts_of
+from vltrain.models.weights import load_weights
+from vltrain.processing.train_tokenizer import train_bpe
 
 TRAINED = {
     1: {"siglip", "adaptor"},
@@ -22,15 +34,17 @@ LAYERS, EXPERTS = 2, 8
 
 def words(number: int) -> tuple[str, ...]:
     """The demo's data through the tiny tiled model, with the family's own stage values."""
-    from_seed = number < 3
+    start = "null" if number == 1 else f"runs/demo/tiled{number - 1}"
+    published = "runs/demo/tiled_parts/{}" if number == 1 else "null"
     return (
         f"stage={number}",
         f"+stage/deepseek_vl2='{number}'",
         *DEMO,
         "model=tiny_vl2",
-        *(f"model.weights.{part}=null" for part in ("sam", "siglip", "language")),
-        f"model.weights.allow_random={'true' if from_seed else 'false'}",
-        f"init_from={'null' if from_seed else 'runs/demo/tiled2'}",
+        "model.tokenizer=runs/demo/vl2_tokenizer",
+        "model.weights.sam=null",
+        *(f"model.weights.{part}={published.format(part)}" for part in ("siglip", "language")),
+        f"init_from={start}",
         f"run.name=tiled{number}",
         "data.mixture.language_share=" + ("0" if number == 1 else "0.3"),
         "metrics.wandb.enabled=false",
@@ -45,6 +59,13 @@ def manifest_of(run: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def runs(workspace: Path) -> dict[int, Path]:
+    train_bpe(
+        demo_texts(workspace),
+        vocab_size=512,
+        directory=workspace / "runs/demo/vl2_tokenizer",
+        image_token="<image>",
+        template=Template.deepseek_vl2,
+    )
     for number in (1, 2, 3):
         prepare_here(workspace, *words(number))
         ended = run_forked(*words(number), processes=2, cwd=workspace)
@@ -78,15 +99,16 @@ def test_rows_show_how_tokens_were_spread(runs: dict[int, Path], number: int) ->
 
 
 def test_corrections_are_kept_and_handed_on(runs: dict[int, Path]) -> None:
-    largest = []
+    start = torch.tensor([0.25] + [0.0] * (EXPERTS - 1))  # as published
+    moved = []
     for number in (1, 2, 3):
-        kept = manifest_of(runs[number])["counters"]["routers"]
-        assert [len(layer) for layer in kept] == [EXPERTS] * LAYERS
-        largest.append(max(abs(value) for layer in kept for value in layer))
-    # A step of 0.001 after each of six updates; the third stage goes on from the second.
-    assert 0 < largest[0] <= 0.0061
-    assert 0 < largest[1] <= 0.0061
-    assert largest[1] < largest[2] <= 0.0121
+        kept = torch.tensor(manifest_of(runs[number])["counters"]["routers"])
+        assert kept.shape == (LAYERS, EXPERTS)
+        moved.append(float((kept - start).abs().max()))
+    # A step of 0.001 after each of six updates; each stage goes on from the one before.
+    assert 0 < moved[0] <= 0.0061
+    assert moved[0] < moved[1] <= 0.0121
+    assert moved[1] < moved[2] <= 0.0181
 
 
 def test_images_cost_their_tiles(runs: dict[int, Path]) -> None:
@@ -94,9 +116,86 @@ def test_images_cost_their_tiles(runs: dict[int, Path]) -> None:
     assert all(row["images"] > 0 for row in rows_of(runs[1]))
 
 
-def test_what_cannot_be_done_with_such_a_run_is_refused(
+def test_a_run_is_evaluated_on_tiles_and_blind(
+    runs: dict[int, Path], in_process: Callable[..., Finished]
+) -> None:
+    ended = in_process(
+        "runs/demo/tiled3", "evaluate.max_samples=6", "evaluate.choices=3", script="eval"
+    )
+    assert ended.code == 0, ended.err
+    point = read_points(runs[3])[-1]
+    assert {"text", "emoji", "easy_vqa_what", "digits_qa"} <= set(point.held_out)
+    # Emoji of 72 pixels are four tiles and a whole at 28: blank ones are other tokens to it.
+    loss = point.held_out["emoji"]
+    assert loss.blank_loss not in (None, loss.loss)
+    assert point.questions["easy_vqa_what"]["what"].asked == 6
+
+
+def test_a_loaded_run_routes_as_it_was_trained(
+    runs: dict[int, Path], workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    built = load_run(runs[3]).built
+    corrections = dict(built.named_tensors())[
+        "language.model.layers.1.mlp.gate.e_score_correction_bias"
+    ]
+    kept = manifest_of(runs[3])["counters"]["routers"]
+    assert corrections.tolist() == pytest.approx(kept[0])
+    assert any(kept[0])
+
+
+def test_a_run_is_asked(
+    runs: dict[int, Path], in_process: Callable[..., Finished], tmp_path: Path
+) -> None:
+    Image.new("RGB", (60, 30), (250, 20, 20)).save(tmp_path / "red.png")
+    ask = ("runs/demo/tiled3", str(tmp_path / "red.png"))
+    answers = [
+        in_process(*ask, "what color is it?", script="ask"),
+        in_process(*ask, "the shape", "--as", "ref", script="ask"),
+    ]
+    assert [answer.code for answer in answers] == [0, 0], [answer.err for answer in answers]
+
+
+def test_the_other_layouts_have_no_place_for_it(
     runs: dict[int, Path], refused: Callable[..., str]
 ) -> None:
-    said = refused("runs/demo/tiled1", script="eval")
-    assert "tiny_vl2" in said
-    assert "evaluating, asking and exporting such a model are not there yet" in said
+    said = refused("runs/demo/tiled1", "exported", script="export")
+    assert "transformers has no class for it" in said
+    assert "Export it with --format deepseek_vl2" in said
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_an_export_in_the_released_layout_is_read_again(
+    runs: dict[int, Path],
+    in_process: Callable[..., Finished],
+    tmp_path: Path,
+    number: int,
+) -> None:
+    """Of stage 1, whose language model is as published, and of the last."""
+    target = tmp_path / "exported"
+    words = ("--format", "deepseek_vl2", "--shard-size", "100KB")
+    ended = in_process(str(runs[number]), str(target), *words, script="export")
+    assert ended.code == 0, ended.err
+    files = list(target.glob("model-*.safetensors"))
+    assert len(files) > 3
+    names = {name for file in files for name in load_file(file)}
+    assert "language.model.layers.2.mlp.experts.7.down_proj.weight" in names
+    assert "view_seperator" in names
+    assert "model_type: deepseek_vl_v2" in (target / "README.md").read_text()
+    run = find_run(runs[number])
+    model = run.config.model
+    built = build_model(
+        model,
+        trainable=(),
+        freeze=(),
+        dtype=torch.float32,
+        frozen_dtype=torch.float32,
+        device="cpu",
+        seed=1,
+    )
+    load_weights(built, directories=dict.fromkeys(parts_of(model), target))
+    weights = RunWeights(run)
+    for name, tensor in built.named_tensors():
+        assert torch.equal(tensor, weights.tensor(name)), name
+    kept = torch.tensor(run.checkpoint.manifest.counters["routers"])
+    assert built.module.language.balance.corrections.equal(kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 
 import pytest
 import wandb
@@ -154,6 +155,11 @@ def test_no_secret_of_the_command_line_is_recorded(tmp_path, monkeypatch, make_r
     sink = open_sink(tmp_path)
     assert sys.argv == ["train.py", *words]
     sink.write(make_row(1))
+    end = time.monotonic() + 60  # wandb looks at the words by and by, and not at all once closed
+    while time.monotonic() < end:
+        if any(b"optim.lr=0.125" in p.read_bytes() for p in tmp_path.rglob("*.wandb")):
+            break
+        time.sleep(0.05)
     sink.close()
     files = [p.read_bytes() for p in (tmp_path / "wandb").rglob("*") if p.is_file()]
     assert any(b"optim.lr=0.125" in content for content in files), "the words are recorded"

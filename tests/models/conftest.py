@@ -77,6 +77,22 @@ def tiny(config_of: Callable[..., ModelConfig]) -> ModelConfig:
 
 
 @pytest.fixture
+def small_vl2(config_of: Callable[..., ModelConfig]) -> Callable[..., ModelConfig]:
+    """``small_vl2("base", init_std=0.2)``: tiny_vl2 with two shared experts and the attention and
+    routing of a released variant; keywords are of its language model."""
+
+    def make(variant: str, **fields: Any) -> ModelConfig:
+        moe: dict[str, Any] = {"shared": 2}
+        if variant != "base":
+            moe |= {"scoring": "softmax", "selection": "greedy"}
+            moe |= {"normalise_weights": False, "scale": 1.0}
+        attention = {"mla": None} if variant == "tiny" else {}
+        return config_of("tiny_vl2", {"language": {"moe": moe, **attention, **fields}})
+
+    return make
+
+
+@pytest.fixture
 def siglip_only(config_of: Callable[..., ModelConfig]) -> ModelConfig:
     return config_of("tiny", {"name": "tiny_siglip", "sam": None, "adaptor": {"kind": "mlp"}})
 

@@ -73,17 +73,17 @@ def released_shapes(sam: Sam | None, siglip: Siglip, language: Language) -> Shap
         shapes[tower + "downsamples.0.weight"] = (2 * sam.out, sam.out, 3, 3)
         shapes[tower + "downsamples.1.weight"] = (high, 2 * sam.out, 3, 3)
         shapes[tower + "hd_alpha_downsamples"] = (1,)
-        shapes |= _siglip(siglip, "vision_model.vision_tower_low.vision_tower.")
-        shapes |= _both("vision_model.high_layer_norm", (high,))
-        shapes |= _both("vision_model.low_layer_norm", (siglip.width,))
+        shapes |= siglip_shapes(siglip, "vision_model.vision_tower_low.vision_tower.")
+        shapes |= both("vision_model.high_layer_norm", (high,))
+        shapes |= both("vision_model.low_layer_norm", (siglip.width,))
         half = language.width // 2
-        shapes |= _both("aligner.high_up_proj", (half, high))
-        shapes |= _both("aligner.low_up_proj", (half, siglip.width))
-        shapes |= _both("aligner.layers.1", (language.width, language.width))
+        shapes |= both("aligner.high_up_proj", (half, high))
+        shapes |= both("aligner.low_up_proj", (half, siglip.width))
+        shapes |= both("aligner.layers.1", (language.width, language.width))
     else:
-        shapes |= _siglip(siglip, "vision_model.vision_tower.")
-        shapes |= _both("aligner.layers.0", (language.width, siglip.width))
-        shapes |= _both("aligner.layers.2", (language.width, language.width))
+        shapes |= siglip_shapes(siglip, "vision_model.vision_tower.")
+        shapes |= both("aligner.layers.0", (language.width, siglip.width))
+        shapes |= both("aligner.layers.2", (language.width, language.width))
     return shapes | _language(language)
 
 
@@ -91,19 +91,19 @@ def sam_shapes(sam: Sam, prefix: str) -> Shapes:
     """SAM's image encoder, as segment-anything names it too."""
     shapes: Shapes = {
         "pos_embed": (1, sam.grid, sam.grid, sam.width),
-        **_both("patch_embed.proj", (sam.width, 3, sam.patch, sam.patch)),
+        **both("patch_embed.proj", (sam.width, 3, sam.patch, sam.patch)),
     }
     for n in range(sam.layers):
         side = sam.grid if n in sam.global_layers else sam.window
         relative = (2 * side - 1, sam.width // sam.heads)
-        shapes |= _both(f"blocks.{n}.norm1", (sam.width,))
-        shapes |= _both(f"blocks.{n}.norm2", (sam.width,))
-        shapes |= _both(f"blocks.{n}.attn.qkv", (3 * sam.width, sam.width))
-        shapes |= _both(f"blocks.{n}.attn.proj", (sam.width, sam.width))
+        shapes |= both(f"blocks.{n}.norm1", (sam.width,))
+        shapes |= both(f"blocks.{n}.norm2", (sam.width,))
+        shapes |= both(f"blocks.{n}.attn.qkv", (3 * sam.width, sam.width))
+        shapes |= both(f"blocks.{n}.attn.proj", (sam.width, sam.width))
         shapes[f"blocks.{n}.attn.rel_pos_h"] = relative
         shapes[f"blocks.{n}.attn.rel_pos_w"] = relative
-        shapes |= _both(f"blocks.{n}.mlp.lin1", (4 * sam.width, sam.width))
-        shapes |= _both(f"blocks.{n}.mlp.lin2", (sam.width, 4 * sam.width))
+        shapes |= both(f"blocks.{n}.mlp.lin1", (4 * sam.width, sam.width))
+        shapes |= both(f"blocks.{n}.mlp.lin2", (sam.width, 4 * sam.width))
     named = {prefix + name: shape for name, shape in shapes.items()}
     return named | _neck(sam, prefix + "neck.")
 
@@ -112,33 +112,34 @@ def _neck(sam: Sam, prefix: str) -> Shapes:
     """1x1 and 3x3 convolution without bias, each followed by a norm over channels."""
     return {
         prefix + "0.weight": (sam.out, sam.width, 1, 1),
-        **_both(prefix + "1", (sam.out,)),
+        **both(prefix + "1", (sam.out,)),
         prefix + "2.weight": (sam.out, sam.out, 3, 3),
-        **_both(prefix + "3", (sam.out,)),
+        **both(prefix + "3", (sam.out,)),
     }
 
 
-def _siglip(siglip: Siglip, prefix: str) -> Shapes:
+def siglip_shapes(siglip: Siglip, prefix: str) -> Shapes:
+    """SigLIP's image encoder and pooling head, as timm names them."""
     width, ffn = siglip.width, siglip.ffn
     shapes: Shapes = {
         "pos_embed": (1, siglip.tokens, width),
-        **_both("patch_embed.proj", (width, 3, siglip.patch, siglip.patch)),
-        **_both("norm", (width,)),
+        **both("patch_embed.proj", (width, 3, siglip.patch, siglip.patch)),
+        **both("norm", (width,)),
         "attn_pool.latent": (1, 1, width),
-        **_both("attn_pool.q", (width, width)),
-        **_both("attn_pool.kv", (2 * width, width)),
-        **_both("attn_pool.proj", (width, width)),
-        **_both("attn_pool.norm", (width,)),
-        **_both("attn_pool.mlp.fc1", (ffn, width)),
-        **_both("attn_pool.mlp.fc2", (width, ffn)),
+        **both("attn_pool.q", (width, width)),
+        **both("attn_pool.kv", (2 * width, width)),
+        **both("attn_pool.proj", (width, width)),
+        **both("attn_pool.norm", (width,)),
+        **both("attn_pool.mlp.fc1", (ffn, width)),
+        **both("attn_pool.mlp.fc2", (width, ffn)),
     }
     for n in range(siglip.layers):
-        shapes |= _both(f"blocks.{n}.norm1", (width,))
-        shapes |= _both(f"blocks.{n}.norm2", (width,))
-        shapes |= _both(f"blocks.{n}.attn.qkv", (3 * width, width))
-        shapes |= _both(f"blocks.{n}.attn.proj", (width, width))
-        shapes |= _both(f"blocks.{n}.mlp.fc1", (ffn, width))
-        shapes |= _both(f"blocks.{n}.mlp.fc2", (width, ffn))
+        shapes |= both(f"blocks.{n}.norm1", (width,))
+        shapes |= both(f"blocks.{n}.norm2", (width,))
+        shapes |= both(f"blocks.{n}.attn.qkv", (3 * width, width))
+        shapes |= both(f"blocks.{n}.attn.proj", (width, width))
+        shapes |= both(f"blocks.{n}.mlp.fc1", (ffn, width))
+        shapes |= both(f"blocks.{n}.mlp.fc2", (width, ffn))
     return {prefix + name: shape for name, shape in shapes.items()}
 
 
@@ -161,7 +162,8 @@ def _language(language: Language) -> Shapes:
     return {f"language_model.{name}": shape for name, shape in shapes.items()}
 
 
-def _both(name: str, weight: tuple[int, ...]) -> Shapes:
+def both(name: str, weight: tuple[int, ...]) -> Shapes:
+    """A weight, and a bias of its first length."""
     return {f"{name}.weight": weight, f"{name}.bias": weight[:1]}
 
 

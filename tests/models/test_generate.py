@@ -16,6 +16,7 @@ def _generate(built, prompts, images, *, end_id=END_ID, max_new_tokens=8):
         frozen=built.frozen,
         prompts=prompts,
         images=images,
+        grids=torch.zeros((len(images), 2), dtype=torch.int64),
         image_token_id=IMAGE_ID,
         end_id=end_id,
         max_new_tokens=max_new_tokens,

@@ -73,12 +73,17 @@ def _is_same(found, expected):
         assert torch.equal(found[name], tensor), name
 
 
-@pytest.fixture(params=["hybrid", "siglip_only"])
-def kind(request, tiny, siglip_only):
+@pytest.fixture(params=["hybrid", "siglip_only", "own_neck"])
+def kind(request, config_of, tiny, siglip_only):
     """(our config, the restated shapes, config.json)"""
-    hybrid = request.param == "hybrid"
+    hybrid = request.param != "siglip_only"
+    config = {
+        "hybrid": tiny,
+        "siglip_only": siglip_only,
+        "own_neck": config_of("tiny", {"adaptor": {"train_sam_neck": True}}),
+    }[request.param]
     shapes = released_shapes(TINY_SAM if hybrid else None, TINY_SIGLIP, TINY_LLM)
-    return (tiny if hybrid else siglip_only), shapes, tiny_config_json(hybrid=hybrid)
+    return config, shapes, tiny_config_json(hybrid=hybrid)
 
 
 @pytest.mark.parametrize("name", FULL)
@@ -343,6 +348,8 @@ def test_the_config_has_the_released_shape(config_of, build, tiny, tmp_path, exp
     images = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert (images["image_size"], images["do_normalize"], images["min_size"]) == (64, False, 14)
     assert [int(255 * mean) for mean in images["image_mean"]] == [122, 116, 104]
+    assert images["background_color"] == [122, 116, 104]
+    assert (language["bos_token_id"], language["eos_token_id"]) == (0, 1)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1)
     assert tokenizer("<image_placeholder>", add_special_tokens=False)["input_ids"] == [3]

@@ -9,6 +9,8 @@ from torch import Tensor
 from vltrain.batch import IGNORE
 from vltrain.errors import ConfigError, DataError
 from vltrain.models.build import BuiltModel, build_model
+from vltrain.models.generate import generate
+from vltrain.models.language import segment_mask
 
 SIZES = [(10, 10), (60, 30)]  # one tile, two side by side
 LENGTH = 128
@@ -65,6 +67,55 @@ def test_a_frozen_tower_gives_the_same_features(config_of, build, tiled: BuiltMo
     frozen = build(config_of("tiny_vl2"), trainable=["adaptor", "language"])
     losses = [built.module(**inputs(built, images=2)).item() for built in (frozen, tiled)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def prompt_of(built: BuiltModel, *, images: int) -> tuple[list[int], Tensor, Tensor]:
+    """Three tokens, the placeholders of the first ``images`` of ``SIZES``, a token more for each;
+    squares and grids."""
+    layouts = [built.config.geometry.layout(*size, images_in_sample=2) for size in SIZES[:images]]
+    placeholders = [3] * sum(layout.tokens for layout in layouts)
+    shape = (sum(layout.squares for layout in layouts), 28, 28, 3)
+    generator = torch.Generator().manual_seed(images)
+    squares = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    grids = torch.tensor([layout.shape for layout in layouts], dtype=torch.int64).view(-1, 2)
+    return [0, 10, 11, *placeholders, *range(20, 20 + images)], squares, grids
+
+
+def answers_to(built: BuiltModel, *prompts: tuple[list[int], Tensor, Tensor]) -> list[list[int]]:
+    return generate(
+        built.module,
+        frozen=built.frozen,
+        prompts=[ids for ids, _, _ in prompts],
+        images=torch.cat([squares for _, squares, _ in prompts]),
+        grids=torch.cat([grids for _, _, grids in prompts]),
+        image_token_id=3,
+        end_id=-1,
+        max_new_tokens=5,
+    )
+
+
+def without_cache(built: BuiltModel, prompt: tuple[list[int], Tensor, Tensor]) -> list[int]:
+    """The whole sequence again for every token."""
+    ids, squares, grids = list(prompt[0]), *prompt[1:]
+    for _ in range(5):
+        row = torch.tensor([ids])
+        with torch.no_grad():
+            features = {**built.frozen.encode(squares), "grids": grids}
+            places = (row == 3).flatten().nonzero().squeeze(1)
+            hidden = built.module.language(
+                built.module.embed(row, places, features),
+                torch.arange(len(ids))[None],
+                segment_mask(torch.ones_like(row)),
+            )
+            ids.append(int(built.module.language.lm_head(hidden[:, -1]).argmax()))
+    return ids[len(prompt[0]) :]
+
+
+def test_a_batch_of_answers_equals_each_alone_without_cache(tiled: BuiltModel):
+    prompts = [prompt_of(tiled, images=images) for images in (2, 0, 1)]
+    expected = [without_cache(tiled, prompt) for prompt in prompts]
+    assert answers_to(tiled, *prompts) == expected
+    assert len({tuple(answer) for answer in expected}) > 1
 
 
 def test_tokens_that_do_not_fit_the_grids(tiled: BuiltModel):

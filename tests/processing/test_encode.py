@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from vltrain.batch import Learn, Origin, RecordKind, Role, Sample, StoredImage, 
 from vltrain.errors import ConfigError, DataError, RecordFault
 from vltrain.processing.encode import Encoder, EncodeRules, PieceSize
 from vltrain.processing.geometry import FixedGeometry
+from vltrain.processing.tokens import TextTokenizer
 from vltrain.processing.train_tokenizer import BOS_TOKEN, EOS_TOKEN, IMAGE_TOKEN
 
 ORIGIN = Origin(source="s", shard="0.tar", key="k")
@@ -252,6 +255,12 @@ def test_a_sample_that_became_shorter(encoder):
         encoder.piece(document("a fox"), start=0, tokens=99)
 
 
+def test_digest_covers_how_the_template_is_written(encoder, monkeypatch):
+    before = encoder.digest
+    monkeypatch.setattr("vltrain.processing.encode.TEMPLATE_VERSION", "another")
+    assert encoder.digest != before
+
+
 def test_digest_covers_tokenizer_geometry_and_rules(encoder):
     same = Encoder(encoder.tokenizer, FixedGeometry(tokens_per_image=IMAGE_TOKENS), RULES)
     assert same.digest == encoder.digest
@@ -264,6 +273,12 @@ def test_digest_covers_tokenizer_geometry_and_rules(encoder):
         with_rules(encoder, max_images=5),
     ]
     assert len({encoder.digest, *[other.digest for other in others]}) == 7
+
+
+def test_sidecars_of_before_there_were_boxes_are_still_theirs():
+    tokenizer = SimpleNamespace(digest="t", special_ids={})
+    one = Encoder(cast(TextTokenizer, tokenizer), FixedGeometry(tokens_per_image=9), RULES)
+    assert one.digest == "1cb63606efed03fc"
 
 
 def test_an_encoder_can_be_sent_to_a_worker(encoder):

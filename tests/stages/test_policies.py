@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from stages import POLICIES, policy_of, start_of
-from vltrain.batch import Learn, RecordKind
+from vltrain.batch import Learn, RecordKind, Template
 from vltrain.errors import ConfigError
 
 TRAINS = {  # DeepSeek-VL 3.2: may, must
@@ -39,6 +39,11 @@ def test_policy(number: int) -> None:
     assert policy.may_be_new == ({"adaptor"} if number == 1 else set())
     assert policy.records == RECORDS[number]
     assert policy.learns == {Learn.answers if number == 3 else Learn.all}
+    others = set() if number == 3 else {Template.plain, Template.alignment}
+    assert policy.templates == {
+        "deepseek_vl": {Template.deepseek} | others,
+        "deepseek_vl2": {Template.deepseek_vl2} | others,
+    }
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=lambda p: p.name)

@@ -14,18 +14,19 @@ from vltrain.models.build import BuiltModel, build_model
 from vltrain.models.config import ModelConfig
 from vltrain.train.warm_start import NextToken, TowersApart, warm_up
 
-TINY = "conf/model/tiny.yaml"
-
 
 @pytest.fixture
 def model(request: pytest.FixtureRequest) -> BuiltModel:
-    root = request.config.rootpath
-    merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(root / TINY))
-    config = OmegaConf.to_object(merged)
+    return build(request, "tiny")
+
+
+def build(request: pytest.FixtureRequest, name: str) -> BuiltModel:
+    values = OmegaConf.load(request.config.rootpath / f"conf/model/{name}.yaml")
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), values))
     assert isinstance(config, ModelConfig)
     return build_model(
         config,
-        trainable=("sam", "siglip", "adaptor", "language"),
+        trainable=config.parts,
         freeze=(),
         dtype=torch.float32,
         frozen_dtype=torch.float32,
@@ -105,6 +106,31 @@ def test_the_towers_learn_to_tell_pictures_apart_and_nothing_else_moves(model: B
     assert losses[-1] < 0.9  # told apart; pictures that look alike leave log 3 = 1.1
     moved = {n.split(".")[0] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {"sam", "siglip"}
+
+
+def test_a_tiled_models_tower_sees_the_whole_of_each_picture(request) -> None:
+    """The first picture has two tiles and so three squares and more tokens than the second."""
+    model = build(request, "tiny_vl2")
+    batch = captions(model, [7], [8])
+    length = batch.ids.shape[1]
+    squares = batch.images[[0, 1, 1, 1]]
+    squares[1:3] = 0
+    tiled = replace(
+        batch,
+        images=squares,
+        grids=torch.tensor([[2, 1], [0, 0]]),
+        image_positions=torch.tensor([0, 1, 2, length]),
+        image_tokens=torch.tensor([3, 1]),
+    )
+    objective = TowersApart(model)
+    assert objective.words(tiled)[:, 7:9].argmax(1).tolist() == [0, 1]
+    plain = replace(batch, image_positions=torch.tensor([0, length]), image_tokens=torch.ones(2))
+    plain = replace(plain, image_tokens=plain.image_tokens.long())
+    assert TowersApart(model).sam is None
+    torch.manual_seed(0)
+    first = TowersApart(model)(tiled)
+    torch.manual_seed(0)
+    assert torch.equal(first, TowersApart(model)(plain))
 
 
 def test_the_language_model_learns_the_next_token(model: BuiltModel) -> None:

@@ -80,6 +80,7 @@ def build_encoder(config: RunConfig, tokenizer: TextTokenizer) -> Encoder:
             sequence_length=packing.sequence_length,
             image_tokens_on_top=packing.image_tokens_on_top,
             max_images=packing.max_images,
+            box_rounding=config.stage.box_rounding,
         ),
     )
 

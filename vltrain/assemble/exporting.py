@@ -5,7 +5,8 @@ parts that did not train. Memory: nothing but the tensor that is asked for; only
 frozen and was never stored (random by the seed) has the model built once.
 
 Tensors that a published file stores and no model reads are not copied into checkpoints: they are
-read where the part began, which the manifests name, back through the stages.
+read where the part began, which the manifests name, back through the stages. The routers'
+corrections are in the checkpoint's manifest.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from vltrain.checkpoint.handoff import OriginKind
 from vltrain.checkpoint.manifest import MANIFEST, read_manifest
 from vltrain.errors import CheckpointError, WeightsError
 from vltrain.models.build import build_model
-from vltrain.models.check import refuse_unpublished
 from vltrain.models.layouts import UNUSED, is_unused
 from vltrain.models.published_directory import PublishedDirectory
+from vltrain.models.router_balance import RouterBalance
 from vltrain.models.trainable import PARTS, part_of
 from vltrain.models.weights import part_digest, published_digests, tensor_digests
 
@@ -32,15 +33,15 @@ log = logging.getLogger(__name__)
 
 
 class RunWeights:
-    """shapes: of every parameter, and of the unused tensors that could be found. Trained parts are
-    fp32 masters, the others as they are stored.
+    """shapes: of every parameter and correction, and of the unused tensors that could be found.
+    Trained parts are fp32 masters, the others as they are stored.
 
     Raises ContractError where a frozen part's weights are not those that the run was trained
-    beside (their digests are taken: one reading of their files).
+    beside (their digests are taken: one reading of their files), CheckpointError where the
+    manifest's corrections are of another model.
     """
 
     def __init__(self, run: FoundRun) -> None:
-        refuse_unpublished(run.config.model)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._read: dict[str, Callable[[str], Tensor]] = {}
         for part in PARTS:
@@ -54,6 +55,7 @@ class RunWeights:
             else:
                 self._add_fresh(run, part)
             self._add_unused(run, part)
+        self._add_corrections(run)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor (among ``shapes``)."""
@@ -91,6 +93,17 @@ class RunWeights:
         )
         state = built.part_state(part)
         run.origins.check_digest(part, found=part_digest(tensor_digests(state.items())))
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        self._add(shapes, read=state.__getitem__)
+
+    def _add_corrections(self, run: FoundRun) -> None:
+        """As the run left them, also where the language model itself is as published."""
+        language = run.config.model.language
+        if language.moe is None:
+            return
+        balance = RouterBalance.of(language)
+        balance.restore(run.checkpoint.manifest.counters.get("routers"))
+        state = dict(balance.named())
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         self._add(shapes, read=state.__getitem__)
 

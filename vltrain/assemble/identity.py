@@ -132,12 +132,14 @@ def refuse_other(config: RunConfig, identity: Identity, checkpoint: Checkpoint) 
     return different
 
 
-def warn_of_another_start(config: RunConfig, checkpoint: Checkpoint) -> None:
-    """Warn where a run that goes on is told to start from somewhere else than it did: that is not
-    read, and nearly always another run was meant."""
+def warn_of_changes(config: RunConfig, checkpoint: Checkpoint) -> None:
+    """Say what a run that goes on does otherwise and is not refused for: other numbers of the
+    optimizer; and another start, which is not read: nearly always another run was meant."""
     there, here = _written(checkpoint, config)
+    if not there or not distributed.is_first():
+        return
     began, given = there.get("init_from"), here.get("init_from")
-    if distributed.is_first() and there and given is not None and given != began:
+    if given is not None and given != began:
         log.warning(
             "init_from=%s is not read: %s goes on from its step %d, and began from %s. Give "
             "another run.name to start anew",
@@ -146,6 +148,8 @@ def warn_of_another_start(config: RunConfig, checkpoint: Checkpoint) -> None:
             checkpoint.manifest.step,
             began or "published weights",
         )
+    if changes := _differences(there, here, prefixes=("optim.",)):
+        log.warning("goes on with other values%s", _told(changes))
 
 
 def _written(checkpoint: Checkpoint, config: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -163,10 +167,17 @@ def _written(checkpoint: Checkpoint, config: RunConfig) -> tuple[dict[str, Any],
 
 def _changes(checkpoint: Checkpoint, config: RunConfig, what: Accept) -> list[str]:
     """The config's keys that may be behind a difference, with both values."""
+    there, here = _written(checkpoint, config)
+    return _differences(there, here, prefixes=_CAUSES[what])
+
+
+def _differences(
+    there: dict[str, Any], here: dict[str, Any], *, prefixes: tuple[str, ...]
+) -> list[str]:
     return [
         difference.words()
-        for difference in value_differences(*_written(checkpoint, config))
-        if difference.key.startswith(_CAUSES[what]) and not difference.key.startswith(_NO_CAUSES)
+        for difference in value_differences(there, here)
+        if difference.key.startswith(prefixes) and not difference.key.startswith(_NO_CAUSES)
     ]
 
 

@@ -14,11 +14,12 @@ import torch
 
 from vltrain.assemble.datapath import build_encoder, open_tokenizer
 from vltrain.assemble.identity import expected_of
+from vltrain.assemble.routers import restore
 from vltrain.assemble.weights import from_files, load_parts, trained_records
 from vltrain.checkpoint.handoff import HandOff, check_same, continue_from, refuse_replaced
 from vltrain.checkpoint.manifest import MANIFEST
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore, open_checkpoint
-from vltrain.errors import CheckpointError, ConfigError
+from vltrain.errors import CheckpointError
 from vltrain.models.build import BuiltModel, build_model
 from vltrain.models.trainable import parts_of
 from vltrain.processing.encode import Encoder
@@ -56,18 +57,11 @@ def find_run(directory: Path, *, overrides: Sequence[str] = ()) -> FoundRun:
 
     overrides: ``key=value`` words over the run's config; ``model.weights.PART`` names where a
     frozen part's weights are now, ``model.tokenizer`` the same for the tokenizer. Raises
-    CheckpointError where there is no checkpoint, ConfigError where its model has tiles or experts,
-    ContractError where the tokenizer or the model is not the one that the run was trained with, or
-    the weights of a trained part would be replaced.
+    CheckpointError where there is no checkpoint, ContractError where the tokenizer or the model is
+    not the one that the run was trained with, or the weights of a trained part would be replaced.
     """
     run_directory, checkpoint = _find(directory)
     config = from_file(run_directory / "config.yaml", overrides=overrides)
-    if config.model.tiling is not None or config.model.language.moe is not None:
-        raise ConfigError(
-            f"{run_directory} is a run of model {config.model.name!r}, which has tiles or experts "
-            "(model.tiling, model.language.moe): evaluating, asking and exporting such a model are "
-            "not there yet. It can be trained on, and handed to the next stage with init_from"
-        )
     encoder = build_encoder(config, open_tokenizer(config))
     check_same(checkpoint, expected=expected_of(config, encoder))
     moved = _moved(config, from_file(run_directory / "config.yaml"))
@@ -83,8 +77,9 @@ def find_run(directory: Path, *, overrides: Sequence[str] = ()) -> FoundRun:
 
 
 def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
-    """Load what ``find_run`` finds. Raises what it raises, and ContractError where a frozen part's
-    weights are not those that the run was trained with."""
+    """Load what ``find_run`` finds. Raises what it raises, ContractError where a frozen part's
+    weights are not those that the run was trained with, and CheckpointError where the corrections
+    of its routers are of another model."""
     found = find_run(directory, overrides=overrides)
     built = build_model(
         found.config.model,
@@ -98,6 +93,7 @@ def load_run(directory: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
     )
     recorded = trained_records(found.checkpoint)
     load_parts(built, found.origins, trainable=(), recorded=recorded)
+    restore(built, found.checkpoint.manifest)
     return LoadedRun(
         directory=found.directory,
         config=found.config,

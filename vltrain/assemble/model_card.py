@@ -18,8 +18,11 @@ from vltrain.evaluate.table import result_rows
 from vltrain.models.config import ModelConfig
 from vltrain.models.export import ExportFormat, parameter_shapes
 from vltrain.models.trainable import part_of, parts_of
+from vltrain.processing.tiling import TilingRule
 
 UNKNOWN = "not stated"
+_RELEASED_TILING = (TilingRule.effective, 2)
+"""The rule of DeepSeek-VL2's processor, and the most images that it tiles."""
 _USE = {
     ExportFormat.transformers: """```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -30,6 +33,11 @@ processor = AutoProcessor.from_pretrained(DIRECTORY)
     ExportFormat.deepseek_vl: (
         "The layout of the original DeepSeek-VL release (`model_type: multi_modality`), for "
         "software that reads that one."
+    ),
+    ExportFormat.deepseek_vl2: (
+        "The layout of the original DeepSeek-VL2 release (`model_type: deepseek_vl_v2`), for "
+        "software that reads that one. The routers' corrections (`e_score_correction_bias`), where "
+        "the model has any, are float32 whatever type the other tensors have."
     ),
 }
 
@@ -69,14 +77,25 @@ def _introduction(manifest: Manifest, config: ModelConfig) -> str:
             size *= length
         counts[part_of(name)] += size
     rows = [(part, f"{count:,}") for part, count in counts.items()]
-    towers = "SAM and SigLIP" if config.sam is not None else "SigLIP"
     return (
-        f"A vision-language model of the DeepSeek-VL architecture ({towers}, "
-        f"{config.tokens_per_image} tokens per image), exported from step {manifest.step} of "
+        f"A vision-language model of the {_architecture(config)}, exported from step "
+        f"{manifest.step} of "
         f"stage {manifest.stage.get('number')} ({manifest.stage.get('name')}) of the run "
         f"`{manifest.run.get('name')}`, trained with vltrain.\n\n"
         + _table(("part", "parameters"), [*rows, ("all", f"{sum(counts.values()):,}")])
     )
+
+
+def _architecture(config: ModelConfig) -> str:
+    moe = config.language.moe
+    if config.tiling is not None and moe is not None:
+        return (
+            f"DeepSeek-VL2 architecture (SigLIP on at most {config.tiling.max_tiles} tiles, "
+            f"{config.tokens_per_image} tokens per tile; {moe.experts} experts, {moe.per_token} of "
+            "them for each token)"
+        )
+    towers = "SAM and SigLIP" if config.sam is not None else "SigLIP"
+    return f"DeepSeek-VL architecture ({towers}, {config.tokens_per_image} tokens per image)"
 
 
 def _stages(stages: Iterable[Mapping[str, Any]]) -> str:
@@ -158,10 +177,17 @@ def _remarks(config: ModelConfig, *, kind: ExportFormat, neutral: Sequence[str])
         )
     mean = config.siglip_mean if config.sam is None else config.sam_mean
     padding = [int(255 * value) for value in mean]
-    if kind is ExportFormat.deepseek_vl and padding != list(config.pad_color):
+    if kind is not ExportFormat.transformers and padding != list(config.pad_color):
         remarks.append(
             f"- Pictures were padded with the colour {tuple(config.pad_color)}; the original "
             f"release's processor pads with {tuple(padding)}."
+        )
+    tiling = config.tiling
+    if tiling is not None and (tiling.rule, tiling.max_tiled_images) != _RELEASED_TILING:
+        remarks.append(
+            f"- Pictures were tiled by the rule {tiling.rule.value}, at most "
+            f"{tiling.max_tiled_images} of a conversation; the original release's processor tiles "
+            f"by the rule {_RELEASED_TILING[0].value}, at most {_RELEASED_TILING[1]}."
         )
     return ["## Remarks\n\n" + "\n".join(remarks)] if remarks else []
 

@@ -25,7 +25,7 @@ from vltrain.assemble.identity import (
     expected_of,
     model_digest,
     refuse_other,
-    warn_of_another_start,
+    warn_of_changes,
 )
 from vltrain.assemble.provenance import lineage
 from vltrain.assemble.recording import Recording, make_run_directory, show_masked_examples
@@ -117,7 +117,7 @@ def assemble_training(
     accepted = set()
     if resumed is not None:
         accepted = refuse_other(config, identity, resumed)
-        warn_of_another_start(config, resumed)
+        warn_of_changes(config, resumed)
     origins = _origins(config, data, resumed=resumed, predecessors=predecessors)
     if resumed is None:
         refuse_unasked_random(config.model, origins, may_be_new=may_be_new)

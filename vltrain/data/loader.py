@@ -17,12 +17,14 @@ import itertools
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
+import os
 import queue
 import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
@@ -212,6 +214,7 @@ class StepLoader:
             batches_ahead = max(1, self._prefetch_steps) * micros_per_step
             ahead = {
                 "multiprocessing_context": context,
+                "worker_init_fn": _end_with_the_trainer,
                 "prefetch_factor": -(-batches_ahead // self._workers),
             }
         return DataLoader(
@@ -236,6 +239,21 @@ def _start_fork_server() -> None:
         multiprocessing.forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_the_trainer(number: int) -> None:
+    """In a worker: end as soon as the process that it reads for is gone, also where that one was
+    killed. What torch looks at is the worker's parent, which is the fork server; and that lives for
+    as long as any worker does."""
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    waits = threading.Thread(target=_end_after, args=(trainer,), name="trainer", daemon=True)
+    waits.start()
+
+
+def _end_after(process: BaseProcess) -> None:
+    process.join()
+    os._exit(1)
 
 
 def _stop_workers(batches: Any) -> None:

@@ -7,11 +7,8 @@ be used raises RecordFault.
 
 The four kinds, in our own layout: caption ``<key>.<image>`` and ``<key>.txt``; text
 ``<key>.txt``; interleaved ``<key>.json`` {"texts": [str|null, ...], "images": [null|"0.png",
-...]}; conversation ``<key>.json`` {"messages": [{"role", "content"}, ...]}, where every
-``<image>`` in a content that is text stands for the next image. Read too: LLaVA's {"conversations":
-[{"from", "value"}, ...]}; a content that is OpenAI's list of parts, {"type": "text", "text"}, in
-which ``<image>`` is a word like any other, and {"type": "image"} or {"type": "image_url",
-"image_url": {"url"}}, which stands for the next image whatever it names; MMC4's {"text_list":
+...]}; conversation ``<key>.json`` {"messages": [{"role", "content"}, ...]} (see ``messages``).
+Read too: LLaVA's {"conversations": [{"from", "value"}, ...]}; MMC4's {"text_list":
 [...], "image_info": [{"image_name", "matched_text_index"}, ...]}, each image before the text that
 it matches; names of images that are no members but URLs or paths (OBELICS), which stand for the
 image members in their order; text that is token ids already (``tokens``: a .npy of integers, or a
@@ -28,12 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from vltrain.batch import Origin, RecordKind, Role, Sample, StoredImage, Turn
+from vltrain.batch import Origin, Part, RecordKind, Role, Sample, StoredImage, Turn
 from vltrain.data.index import Member
 from vltrain.data.layout import image_order, is_image_extension
+from vltrain.data.messages import IMAGE_MARK, parse_message
 from vltrain.errors import ConfigError, RecordFault
 
-IMAGE_MARK = "<image>"
 FIELDS = {
     RecordKind.caption: ("image", "text"),
     RecordKind.text: ("text", "tokens"),
@@ -47,13 +44,6 @@ _NOT_NPY = (
     *(ValueError, EOFError, OSError, MemoryError),
     *(SyntaxError, TypeError, tokenize.TokenError),  # of a header, which numpy reads as Python
 )
-_ROLES = {
-    "system": Role.system,
-    "user": Role.user,
-    "human": Role.user,
-    "assistant": Role.assistant,
-    "gpt": Role.assistant,
-}
 
 
 def check_fields(source: str, *, kind: RecordKind, fields: Mapping[str, str]) -> None:
@@ -300,47 +290,18 @@ def _conversation(record: _Record) -> _Parsed:
     turns: list[Turn] = []
     marks = 0
     for row in rows:
-        role, pieces = _message(row)
-        content: list[str | int] = []
+        role, pieces = parse_message(row)
+        content: list[Part] = []
         for piece in pieces:
             if piece is None:
                 content.append(marks)
                 marks += 1
-            elif piece:
+            elif piece != "":
                 content.append(piece)
         turns.append(Turn(role=role, content=tuple(content)))
     if marks != len(names):
         raise RecordFault("image_count", f"{marks} {IMAGE_MARK} marks but {len(names)} images")
     return tuple(turns), record.named_images(names)
-
-
-def _message(row: object) -> tuple[Role, list[str | None]]:
-    """Role and content: texts, and None for each image."""
-    if not isinstance(row, dict):
-        raise RecordFault("bad_record", f"a message is a {type(row).__name__}, not an object")
-    name, content = row.get("role", row.get("from")), row.get("content", row.get("value"))
-    if not isinstance(name, str) or name not in _ROLES:
-        raise RecordFault("bad_record", f"role {name!r} is none of {sorted(_ROLES)}")
-    if isinstance(content, str):
-        texts = content.split(IMAGE_MARK)
-        return _ROLES[name], [p for text in texts for p in (None, text)][1:]
-    if isinstance(content, list):
-        return _ROLES[name], [_part(part, name=name) for part in content]
-    raise RecordFault("bad_record", f"content of a {name} message is no text")
-
-
-def _part(part: object, *, name: str) -> str | None:
-    """One of OpenAI's parts: its text, or None for an image."""
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(part, dict) and kind == "text" and isinstance(part.get("text"), str):
-        return part["text"]
-    if kind in ("image", "image_url"):
-        return None
-    raise RecordFault(
-        "bad_record",
-        f"a part of a {name} message has type {kind!r}: expected text (with text), image or "
-        "image_url",
-    )
 
 
 _PARSERS: dict[RecordKind, Callable[[_Record], _Parsed]] = {

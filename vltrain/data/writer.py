@@ -25,7 +25,8 @@ from webdataset.writer import TarWriter
 from vltrain.batch import RecordKind
 from vltrain.data.config import KeyRule
 from vltrain.data.layout import CARD_NAME, CARD_SCHEMA, is_image_extension, split_member
-from vltrain.errors import DataError
+from vltrain.data.messages import parse_message
+from vltrain.errors import DataError, RecordFault
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,16 +88,23 @@ def interleaved_record(
 def conversation_record(
     key: str,
     *,
-    messages: Sequence[tuple[str, str]],
+    messages: Sequence[tuple[str, str | Sequence[Mapping[str, Any]]]],
     images: Sequence[bytes] = (),
     extension: str = "png",
 ) -> ShardRecord:
-    """``messages``: (role, text) in order, role system, user or assistant; every ``<image>`` in
-    user text stands for the next of ``images``."""
-    marks = sum(text.count("<image>") for _, text in messages)
+    """``messages``: (role, content) in order, role system, user or assistant; a content is text or
+    parts (see ``messages``). Every image that they stand for is the next of ``images``. Raises
+    DataError where there are more or fewer, and for a content that is neither."""
+    rows = [
+        {"role": role, "content": said if isinstance(said, str) else [dict(part) for part in said]}
+        for role, said in messages
+    ]
+    try:
+        marks = sum(part is None for row in rows for part in parse_message(row)[1])
+    except RecordFault as fault:
+        raise DataError(f"record {key!r}: {fault}") from fault
     if marks != len(images):
         raise DataError(f"record {key!r}: {marks} <image> marks but {len(images)} images")
-    rows = [{"role": role, "content": text} for role, text in messages]
     members = {f"{number}.{extension}": image for number, image in enumerate(images)}
     return ShardRecord(key=key, members={"json": {"messages": rows}, **members})
 

@@ -58,17 +58,17 @@ def picture_choice(
         wrong = [others[i] for i in draw.choice(len(others), size=ways - 1, replace=False)]
         try:
             examples = [_with_caption(sample, caption, encoder) for caption in (true, *wrong)]
-            square = subject.squares(examples[0])
+            squares = subject.squares(examples[0])
         except RecordFault as fault:
             _log.warning("picture choice: %s left out: %s", sample.origin, fault)
             continue
         asked += 1
-        right += _is_first_likeliest(_mean_losses(subject, examples, square, blank=False))
+        right += _is_first_likeliest(_mean_losses(subject, examples, squares, blank=False))
         if blank_control:
             # Unseen, a caption is as likely beside one picture as beside any other: score it once.
             new = [e for e in examples if e.ids.tobytes() not in blind]
             if new:
-                found = _mean_losses(subject, new, square, blank=True)
+                found = _mean_losses(subject, new, squares, blank=True)
                 blind.update(zip([e.ids.tobytes() for e in new], found, strict=True))
             losses = np.asarray([blind[e.ids.tobytes()] for e in examples])
             right_blank += _is_first_likeliest(losses)
@@ -94,12 +94,12 @@ def _with_caption(sample: Sample, caption: str, encoder: Encoder) -> Example:
 
 
 def _mean_losses(
-    subject: Subject, examples: Sequence[Example], square: np.ndarray, *, blank: bool
+    subject: Subject, examples: Sequence[Example], squares: np.ndarray, *, blank: bool
 ) -> np.ndarray:
     """Nats per target of each example beside the picture, (B,)."""
     features = {
         name: _repeat(feature, len(examples))
-        for name, feature in subject.features([square], blank=blank).items()
+        for name, feature in subject.features(examples[:1], [squares], blank=blank).items()
     }
     losses = subject.losses(examples, features=features)
     return losses / np.asarray([example.num_supervised for example in examples])
@@ -111,5 +111,5 @@ def _is_first_likeliest(losses: np.ndarray) -> bool:
 
 
 def _repeat(feature: Tensor, times: int) -> Tensor:
-    """One picture's feature (1, ...) for ``times`` rows."""
+    """One picture's feature (its squares, ...) for ``times`` rows."""
     return torch.cat([feature] * times)

@@ -50,11 +50,11 @@ def held_out_loss(
             continue
         targets += sum(piece.num_supervised for piece in usable)
         images += sum(len(piece.images) for piece in usable)
-        features = subject.features(squares, blank=False)
+        features = subject.features(usable, squares, blank=False)
         loss_of_batch = float(subject.losses(usable, features=features).sum())
         loss += loss_of_batch
         if blank_control and any(piece.images for piece in usable):
-            features = subject.features(squares, blank=True)
+            features = subject.features(usable, squares, blank=True)
             loss_of_batch = float(subject.losses(usable, features=features).sum())
         blank_loss += loss_of_batch
     if not targets:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from vltrain.batch import Example, Role, Sample, Turn
+from vltrain.batch import Example, Role, Sample
 from vltrain.errors import DataError, RecordFault
 from vltrain.evaluate.results import Accuracy, AnsweredSample, same_answer
 from vltrain.evaluate.subject import Subject, batched
@@ -146,13 +146,9 @@ def _questions_of(sample: Sample, *, encoder: Encoder) -> Iterator[_Question]:
         yield _Question(
             prompt=encoder.prompt_ids(before, sample.images, origin=sample.origin),
             group=group_of(sample.origin.key),
-            question=_text(users[-1]) if users else "",
-            expected=_text(turn),
+            question=encoder.written(users[-1], sample.images) if users else "",
+            expected=encoder.written(turn, sample.images),
         )
-
-
-def _text(turn: Turn) -> str:
-    return "".join(part for part in turn.content if isinstance(part, str)).strip()
 
 
 def _results(answered: list[AnsweredSample], *, keep: int, faults: int) -> QuestionResults:

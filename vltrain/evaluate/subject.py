@@ -20,7 +20,8 @@ from torch import Tensor
 from vltrain.batch import IGNORE, Example
 from vltrain.models.build import BuiltModel
 from vltrain.models.generate import generate
-from vltrain.processing.images import Rounding, decode_square
+from vltrain.processing.images import Rounding
+from vltrain.processing.tile_images import squares_of
 
 Item = TypeVar("Item")
 
@@ -42,7 +43,7 @@ class Scorer(Protocol):
 
 
 class ImageEncoder(Protocol):
-    """The towers: uint8 (n, S, S, 3) -> features with first dimension n."""
+    """The towers: squares, uint8 (n, S, S, 3) -> features with first dimension n."""
 
     def encode(self, images: Tensor) -> dict[str, Tensor]: ...
 
@@ -70,31 +71,34 @@ class Subject:
     rounding: Rounding
 
     def squares(self, example: Example) -> np.ndarray:
-        """The example's pictures, uint8 (m, S, S, 3). Raises RecordFault for one that is
-        damaged."""
-        squares = np.empty((len(example.images), self.image_side, self.image_side, 3), np.uint8)
-        for number, image in enumerate(example.images):
-            squares[number] = decode_square(
-                image.data,
+        """The squares of the example's pictures, uint8 (m, S, S, 3): of each the whole, then its
+        tiles. Raises RecordFault for one that is damaged."""
+        squares = [
+            squares_of(
+                image,
                 side=self.image_side,
                 pad_color=self.pad_color,
                 rounding=self.rounding,
                 mode="exact",
             )
-        return squares
+            for image in example.images
+        ]
+        return np.concatenate([self._none(), *squares])
 
     def pictures(self, squares: Sequence[np.ndarray], *, blank: bool) -> Tensor:
-        """All pictures of ``squares`` in order, uint8 (n, S, S, 3); ``blank`` paints them over."""
-        side = self.image_side
-        pictures = np.concatenate([np.empty((0, side, side, 3), np.uint8), *squares])
+        """All of ``squares`` in order, uint8 (n, S, S, 3); ``blank`` paints them over."""
+        pictures = np.concatenate([self._none(), *squares])
         if blank:
             pictures[:] = np.asarray(self.pad_color, np.uint8)
         return torch.from_numpy(pictures)
 
     @torch.no_grad()
-    def features(self, squares: Sequence[np.ndarray], *, blank: bool) -> dict[str, Tensor]:
-        """What the towers make of ``pictures``."""
-        return self.towers.encode(self.pictures(squares, blank=blank))
+    def features(
+        self, examples: Sequence[Example], squares: Sequence[np.ndarray], *, blank: bool
+    ) -> dict[str, Tensor]:
+        """What the towers make of the ``pictures`` of ``examples``, with their grids."""
+        features = self.towers.encode(self.pictures(squares, blank=blank))
+        return {**features, "grids": grids_of(examples)}
 
     @torch.no_grad()
     def losses(self, examples: Sequence[Example], *, features: dict[str, Tensor]) -> np.ndarray:
@@ -109,6 +113,16 @@ class Subject:
             features,
         )
         return losses.double().cpu().numpy()
+
+    def _none(self) -> np.ndarray:
+        """No square, uint8 (0, S, S, 3)."""
+        return np.empty((0, self.image_side, self.image_side, 3), np.uint8)
+
+
+def grids_of(examples: Sequence[Example]) -> Tensor:
+    """Columns and rows of every image's tiles, in reading order: int64 (images, 2)."""
+    grids = [image.grid for example in examples for image in example.images]
+    return torch.tensor(grids, dtype=torch.int64).view(-1, 2)
 
 
 def subject_of(built: BuiltModel, *, end_id: int) -> Subject:
@@ -125,6 +139,7 @@ def subject_of(built: BuiltModel, *, end_id: int) -> Subject:
             frozen=built.frozen,
             prompts=[prompt.ids.tolist() for prompt in prompts],
             images=images,
+            grids=grids_of(prompts),
             image_token_id=config.image_token_id,
             end_id=end_id,
             max_new_tokens=max_new_tokens,

@@ -26,6 +26,7 @@ from vltrain.models.model import VisionLanguageModel
 from vltrain.models.moe_language import MoeLanguageModel
 from vltrain.models.moe_model import MoeVisionLanguageModel
 from vltrain.models.recompute import recompute_layers
+from vltrain.models.router_balance import is_correction
 from vltrain.models.tile_adaptor import TileAdaptor
 from vltrain.models.trainable import check_parts, mark_trainable, part_of, parts_of
 from vltrain.models.vision import FrozenTowers, SamTower, SiglipTower
@@ -61,18 +62,32 @@ class BuiltModel:
         yield from self.module.named_parameters()
         yield from self.frozen.named_parameters()
 
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Everything that makes the model what it is: the parameters, and the corrections of the
+        routers, which are none."""
+        yield from self.named_parameters()
+        yield from self._corrections()
+
+    def _corrections(self) -> Iterator[tuple[str, Tensor]]:
+        language = self.module.language
+        if isinstance(language, MoeLanguageModel):
+            yield from language.balance.named()
+
     def tower(self, part: str) -> nn.Module:
         """A vision tower, wherever it lives."""
         home = self.frozen if hasattr(self.frozen, part) else self.module
         return home.get_submodule(part)
 
     def part_state(self, part: str) -> dict[str, Tensor]:
-        """The parameters of one part under their full names (no buffers: none of ours is saved)."""
-        return {n: p.detach() for n, p in self.named_parameters() if part_of(n) == part}
+        """The tensors of one part under their full names (no buffers: none of ours is saved)."""
+        return {n: t.detach() for n, t in self.named_tensors() if part_of(n) == part}
 
     def fill(self, name: str, tensor: Tensor) -> None:
-        """Give a parameter its value, copied and cast to its type (every rank, in the same
-        order)."""
+        """Give one of ``named_tensors`` its value, copied and cast to its type (every rank, in the
+        same order)."""
+        if is_correction(name):
+            dict(self._corrections())[name].copy_(tensor)
+            return
         inside = not hasattr(self.frozen, part_of(name))
         path, _, leaf = name.rpartition(".")
         owner = (self.module if inside else self.frozen).get_submodule(path)

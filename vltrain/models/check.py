@@ -55,15 +55,24 @@ def check_model(config: ModelConfig) -> None:
 
 
 def refuse_unpublished(config: ModelConfig) -> None:
-    """Raises ConfigError for a model that the released layouts cannot hold: they know SAM and
-    SigLIP joined by ``hybrid_split``, and SigLIP alone."""
+    """Raises ConfigError for a model that the layouts of DeepSeek-VL cannot hold: they know SAM
+    and SigLIP joined by ``hybrid_split``, and SigLIP alone."""
+    if config.tiling is not None and config.language.moe is not None:
+        raise ConfigError(
+            f"model {config.name!r} is a DeepSeek-VL2, with tiles and experts: transformers has no "
+            "class for it, and the layout of DeepSeek-VL no place. Export it with --format "
+            "deepseek_vl2"
+        )
     found = (config.towers, config.adaptor.kind)
-    if found not in ((("sam", "siglip"), AdaptorKind.hybrid_split), (("siglip",), AdaptorKind.mlp)):
+    if config.language.moe is not None or found not in (
+        (("sam", "siglip"), AdaptorKind.hybrid_split),
+        (("siglip",), AdaptorKind.mlp),
+    ):
         raise ConfigError(
             f"model {config.name!r} ({' and '.join(config.towers)}, joined by "
             f"{config.adaptor.kind.value}) cannot be exported: the released layouts hold SAM and "
-            "SigLIP with model/adaptor=hybrid_split, or SigLIP alone. launch/eval.py and "
-            "launch/ask.py read this run as it is"
+            "SigLIP with model/adaptor=hybrid_split, SigLIP alone, or DeepSeek-VL2 (tiles and "
+            "experts). launch/eval.py and launch/ask.py read this run as it is"
         )
 
 

@@ -1,9 +1,9 @@
-"""Our weights as a published directory: for stock transformers, or as the original release.
+"""Our weights as a published directory: for stock transformers, or as the original releases.
 
 In: the model's config, a source of its tensors under our full names, a tokenizer directory. Out:
 config, weights in shards, tokenizer, processor. Memory: one published tensor at a time, and what it
-is stacked of; no model is built but on the meta device. config.json is written last, so that an
-export that was cut short is not taken for a whole one.
+is stacked of or cut from (a layer's experts); no model is built but on the meta device. config.json
+is written last, so that an export that was cut short is not taken for a whole one.
 """
 
 from __future__ import annotations
@@ -20,12 +20,19 @@ from torch import Tensor
 
 from vltrain.errors import WeightsError
 from vltrain.models.build import build_model
-from vltrain.models.check import refuse_unpublished
 from vltrain.models.config import ModelConfig
 from vltrain.models.export_original import OriginalRelease
 from vltrain.models.export_tokens import ExportTokens
 from vltrain.models.export_transformers import StockTransformers
-from vltrain.models.layouts import Stored, is_unused, published_tensors
+from vltrain.models.export_vl2 import OriginalReleaseVl2
+from vltrain.models.layouts import (
+    Stored,
+    is_unused,
+    published_tensors,
+    stored_shape,
+    stored_tensor,
+)
+from vltrain.models.router_balance import RouterBalance, is_correction
 from vltrain.models.shards import write_shards
 from vltrain.models.trainable import PARTS, part_of
 
@@ -36,16 +43,19 @@ SHOWN = 10
 class ExportFormat(str, Enum):
     transformers = "transformers"  # AutoModelForImageTextToText and AutoProcessor
     deepseek_vl = "deepseek_vl"  # the original release: model_type multi_modality
+    deepseek_vl2 = "deepseek_vl2"  # the original release: model_type deepseek_vl_v2
 
 
-_FORMATS: dict[ExportFormat, StockTransformers | OriginalRelease] = {
+_FORMATS: dict[ExportFormat, StockTransformers | OriginalRelease | OriginalReleaseVl2] = {
     ExportFormat.transformers: StockTransformers(),
     ExportFormat.deepseek_vl: OriginalRelease(),
+    ExportFormat.deepseek_vl2: OriginalReleaseVl2(),
 }
 
 
 class WeightSource(Protocol):
-    """shapes: of every tensor there is, by our full name; unused ones may be among them."""
+    """shapes: of every parameter and correction there is, by our full name; unused tensors may be
+    among them."""
 
     shapes: dict[str, tuple[int, ...]]
 
@@ -76,13 +86,13 @@ def export_model(
     """Write the directory. Returns the unused tensors (our names) that the format has and
     ``source`` lacks: they are written as ``neutral`` values.
 
-    Raises WeightsError if ``source`` is not exactly the model's parameters, there is no tokenizer,
-    or the format has no place for this kind of model; ConfigError for towers and adaptors that no
-    released model has.
+    Corrections of routers are written in float32 whatever ``dtype`` is: they grow by steps that
+    other types round away. Raises WeightsError if ``source`` is not exactly the model's tensors, or
+    there is no tokenizer; ConfigError as ``refuse_unfit``.
     """
-    refuse_unpublished(config)
+    refuse_unfit(config, kind=kind)
     directory = Path(directory)
-    _check(directory, expected=parameter_shapes(config), found=source.shapes)
+    _check(directory, expected=tensor_shapes(config), found=source.shapes)
     tokens.check()
     kept = {name: shape for name, shape in source.shapes.items() if is_unused(name)}
     plan = plan_export(kind, config=config, kept=kept)
@@ -91,12 +101,14 @@ def export_model(
         made = plan.neutral.get(name)
         return source.tensor(name) if made is None else neutral(name, shape=made)
 
+    last_read = _LastRead(own)
     directory.mkdir(parents=True, exist_ok=True)
     write_shards(
         directory,
         shapes=plan.shapes,
-        read=lambda theirs: _stored_tensor(plan.stored[theirs], own),
+        read=lambda theirs: stored_tensor(plan.stored[theirs], last_read),
         dtype=dtype,
+        in_float32={n for n, one in plan.stored.items() if is_correction(one.ours[0])},
         shard_bytes=shard_bytes,
     )
     chosen = _FORMATS[kind]
@@ -105,6 +117,11 @@ def export_model(
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")
     return tuple(plan.neutral)
+
+
+def refuse_unfit(config: ModelConfig, *, kind: ExportFormat) -> None:
+    """Raises ConfigError for a model that the format has no place for."""
+    _FORMATS[kind].check(config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,14 +139,14 @@ def plan_export(
     kind: ExportFormat, *, config: ModelConfig, kept: Mapping[str, tuple[int, ...]]
 ) -> ExportPlan:
     """Names and shapes of an export; nothing is read. kept: unused tensors that are there, by our
-    names. Raises WeightsError where the format has no place for this kind of model."""
+    names. Raises WeightsError where the format has no place for a tensor."""
     chosen = _FORMATS[kind]
     unused = chosen.unused(config, kept=kept)
-    own = {**parameter_shapes(config), **unused}
+    own = {**tensor_shapes(config), **unused}
     stored = {one.theirs: one for one in published_tensors(own, layout=chosen.layout(config))}
     return ExportPlan(
         stored=stored,
-        shapes={theirs: _stored_shape(one, own) for theirs, one in stored.items()},
+        shapes={theirs: stored_shape(one, own) for theirs, one in stored.items()},
         unused=unused,
         neutral={name: shape for name, shape in unused.items() if kept.get(name) != shape},
     )
@@ -148,6 +165,29 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     )
     named = sorted(built.named_parameters(), key=lambda one: PARTS.index(part_of(one[0])))
     return {name: tuple(parameter.shape) for name, parameter in named}
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """``parameter_shapes``, and those of the routers' corrections, which are no parameters."""
+    shapes = parameter_shapes(config)
+    if config.language.moe is not None:
+        corrections = RouterBalance.of(config.language).named()
+        shapes |= {name: tuple(tensor.shape) for name, tensor in corrections}
+    return shapes
+
+
+class _LastRead:
+    """A reader that keeps what it read last: an export asks for a layer's experts once for each."""
+
+    def __init__(self, read: Callable[[str], Tensor]) -> None:
+        self._read = read
+        self._kept: tuple[str, Tensor] | None = None
+
+    def __call__(self, name: str) -> Tensor:
+        if self._kept is None or self._kept[0] != name:
+            self._kept = None  # before the next is read
+            self._kept = (name, self._read(name))
+        return self._kept[1]
 
 
 def neutral(name: str, *, shape: tuple[int, ...]) -> Tensor:
@@ -181,16 +221,3 @@ def _check(
             + more
             + "\nExport with the config that the run was trained with"
         )
-
-
-def _stored_shape(stored: Stored, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    own = [shapes[name] for name in stored.ours]
-    if stored.leading_one:
-        return (1, *own[0])
-    return (sum(shape[0] for shape in own), *own[0][1:]) if len(own) > 1 else own[0]
-
-
-def _stored_tensor(stored: Stored, own: Callable[[str], Tensor]) -> Tensor:
-    tensors = [own(name) for name in stored.ours]
-    tensor = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
-    return tensor[None] if stored.leading_one else tensor

@@ -9,15 +9,14 @@ what they are and which that code refuses.
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from vltrain.models.check import refuse_unpublished
 from vltrain.models.config import ModelConfig, SamConfig, SiglipConfig
-from vltrain.models.export_tokens import ExportTokens
+from vltrain.models.export_tokens import ExportTokens, write_json
 from vltrain.models.layouts import HYBRID_TOWER, ORIGINAL, ORIGINAL_HYBRID, SIGLIP_TOWER
 
 _IGNORED_LABEL = -100
@@ -28,6 +27,10 @@ _SHORTEST_SIDE = 14
 class OriginalRelease:
     """See the module's docstring."""
 
+    def check(self, config: ModelConfig) -> None:
+        """Raises ConfigError for a model that this format has no place for."""
+        refuse_unpublished(config)
+
     def layout(self, config: ModelConfig) -> str:
         return ORIGINAL if config.sam is None else ORIGINAL_HYBRID
 
@@ -36,16 +39,10 @@ class OriginalRelease:
     ) -> dict[str, tuple[int, ...]]:
         """The released model's unused tensors, whether they were stored or not."""
         assert config.siglip is not None, "every released model has a SigLIP"
-        width, ffn = config.siglip.width, config.siglip.ffn
-        shapes: dict[str, tuple[int, ...]] = {"siglip.head.probe": (1, 1, width)}
-        for part in ("attention.q", "attention.k", "attention.v", "attention.out_proj"):
-            shapes |= _affine(f"siglip.head.{part}", (width, width))
-        shapes |= _affine("siglip.head.layernorm", (width,))
-        shapes |= _affine("siglip.head.mlp.fc1", (ffn, width))
-        shapes |= _affine("siglip.head.mlp.fc2", (width, ffn))
+        shapes = pooling_head(config.siglip)
         if config.sam is not None:
             shapes |= _affine("sam.unused_norm", (_high_width(config.sam),))
-            shapes |= _affine("siglip.unused_norm", (width,))
+            shapes |= _affine("siglip.unused_norm", (config.siglip.width,))
         return shapes
 
     def settings(
@@ -86,28 +83,11 @@ class OriginalRelease:
         self, directory: Path, *, config: ModelConfig, tokens: ExportTokens
     ) -> None:
         """The tokenizer, and the settings of the released image and chat processors."""
-        shutil.copyfile(tokens.file, directory / "tokenizer.json")
-        special = {
-            "bos_token": tokens.bos_token,
-            "eos_token": tokens.eos_token,
-            "pad_token": tokens.eos_token,
-        }
-        _write(directory / "special_tokens_map.json", special)
-        _write(
-            directory / "tokenizer_config.json",
-            {
-                **special,
-                "tokenizer_class": "LlamaTokenizerFast",
-                "add_bos_token": True,
-                "add_eos_token": False,
-                "clean_up_tokenization_spaces": False,
-                "model_max_length": tokens.max_length,
-            },
-        )
+        tokens.write_as_released(directory, pad_token=tokens.eos_token)
         mean, std = config.siglip_mean, config.siglip_std
         if config.sam is not None:  # each tower normalises; the mean here is the padding's
             mean, std = config.sam_mean, config.sam_std
-        _write(
+        write_json(
             directory / "preprocessor_config.json",
             {
                 "image_processor_type": "VLMImageProcessor",
@@ -121,7 +101,7 @@ class OriginalRelease:
                 "background_color": list(config.pad_color),
             },
         )
-        _write(
+        write_json(
             directory / "processor_config.json",
             {
                 "processor_class": "VLChatProcessor",
@@ -134,6 +114,18 @@ class OriginalRelease:
                 "system_prompt": tokens.system_prompt.strip(),
             },
         )
+
+
+def pooling_head(siglip: SiglipConfig) -> dict[str, tuple[int, ...]]:
+    """SigLIP's pooling head: every release stores it, and none reads it."""
+    width, ffn = siglip.width, siglip.ffn
+    shapes: dict[str, tuple[int, ...]] = {"siglip.head.probe": (1, 1, width)}
+    for part in ("attention.q", "attention.k", "attention.v", "attention.out_proj"):
+        shapes |= _affine(f"siglip.head.{part}", (width, width))
+    shapes |= _affine("siglip.head.layernorm", (width,))
+    shapes |= _affine("siglip.head.mlp.fc1", (ffn, width))
+    shapes |= _affine("siglip.head.mlp.fc2", (width, ffn))
+    return shapes
 
 
 def _vision(config: ModelConfig) -> dict[str, object]:
@@ -205,7 +197,3 @@ def _siglip_name(siglip: SiglipConfig) -> str:
 
 def _affine(name: str, weight: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": weight, f"{name}.bias": weight[:1]}
-
-
-def _write(path: Path, values: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

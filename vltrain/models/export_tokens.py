@@ -8,6 +8,8 @@ and the chat template of ``processing.conversation``.
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +55,27 @@ class ExportTokens:
                 "the directory that the run was trained with"
             )
 
+    def write_as_released(self, directory: Path, *, pad_token: str) -> None:
+        """The tokenizer's files as DeepSeek's releases have them."""
+        shutil.copyfile(self.file, directory / "tokenizer.json")
+        special = {
+            "bos_token": self.bos_token,
+            "eos_token": self.eos_token,
+            "pad_token": pad_token,
+        }
+        write_json(directory / "special_tokens_map.json", special)
+        write_json(
+            directory / "tokenizer_config.json",
+            {
+                **special,
+                "tokenizer_class": "LlamaTokenizerFast",
+                "add_bos_token": True,
+                "add_eos_token": False,
+                "clean_up_tokenization_spaces": False,
+                "model_max_length": self.max_length,
+            },
+        )
+
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return PreTrainedTokenizerFast(
             tokenizer_file=str(self.file),
@@ -83,3 +106,8 @@ class ExportTokens:
             + _TURN
             + "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
         )
+
+
+def write_json(path: Path, values: Mapping[str, object]) -> None:
+    """As the files beside published weights are written."""
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

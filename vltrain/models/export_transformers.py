@@ -31,6 +31,7 @@ from transformers.models.deepseek_vl_hybrid.processing_deepseek_vl_hybrid import
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 
+from vltrain.models.check import refuse_unpublished
 from vltrain.models.config import ModelConfig
 from vltrain.models.export_tokens import ExportTokens
 from vltrain.models.published import hybrid_config, siglip_only_config
@@ -40,6 +41,10 @@ _POOLING = "siglip.head."
 
 class StockTransformers:
     """See the module's docstring."""
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises ConfigError for a model that this format has no place for."""
+        refuse_unpublished(config)
 
     def layout(self, config: ModelConfig) -> str:
         return "deepseek_vl" if config.sam is None else "deepseek_vl_hybrid"

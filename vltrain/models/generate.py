@@ -26,6 +26,7 @@ def generate(
     frozen: FrozenTowers,
     prompts: Sequence[Sequence[int]],
     images: Tensor,
+    grids: Tensor,
     image_token_id: int,
     end_id: int,
     max_new_tokens: int,
@@ -33,8 +34,9 @@ def generate(
     """The most likely continuation of each prompt, up to ``end_id`` (left out) or
     ``max_new_tokens``.
 
-    images: uint8 (n, S, S, 3), those of all prompts in reading order. Raises DataError if their
-    number does not fit the placeholders in ``prompts``.
+    images: uint8 (n, S, S, 3), the squares of all prompts' images in reading order; grids: int64
+    (images, 2), see ``MicroBatch``. Raises DataError if their number does not fit the placeholders
+    in ``prompts``.
     """
     language = model.language
     device = language.lm_head.weight.device
@@ -42,7 +44,8 @@ def generate(
     positions = (real.long().cumsum(1) - 1).clamp(min=0)
     image_positions = (ids == image_token_id).flatten().nonzero().squeeze(1)
     cache = DynamicCache()
-    embeds = model.embed(ids, image_positions, frozen.encode(images))
+    features = {**frozen.encode(images), "grids": grids}
+    embeds = model.embed(ids, image_positions, features)
     hidden = language(embeds, positions, segment_mask(real.int()), cache)
     last = positions[:, -1]
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)

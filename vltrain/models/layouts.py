@@ -2,9 +2,10 @@
 
 A layout is a table of rules, read in both directions: a published name to ours, and ours to the
 published one. A stored tensor may be several of ours stacked along the first dimension (the
-queries, keys and values of one projection), or carry a leading dimension of one. Tensors that a
-published file stores and no forward pass reads (SigLIP's pooling head, two norms of the original
-release) have names of ours too, so that they can be written back; see ``is_unused``.
+queries, keys and values of one projection), or carry a leading dimension of one; or it may be one
+expert's share of ours, which stacks all of a layer's. Tensors that a published file stores and no
+forward pass reads (SigLIP's pooling head, two norms of the original release) have names of ours
+too, so that they can be written back; see ``is_unused``.
 
 The names of the original release are those of its code and of transformers' conversion of it.
 """
@@ -13,8 +14,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
 
 from vltrain.errors import WeightsError
 from vltrain.models.config import ModelConfig
@@ -30,27 +34,38 @@ HYBRID_TOWER, SIGLIP_TOWER = "HybridVisionTower", "CLIPVisionTower"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stored:
     """One published tensor. ours: the names that it holds, stacked in equal shares along its first
-    dimension. leading_one: it has a dimension of one before ours."""
+    dimension. leading_one: it has a dimension of one before ours. expert: it is this row of ours,
+    or where there is a ``half``, the first or second half of that row."""
 
     theirs: str
     ours: tuple[str, ...]
     leading_one: bool = False
+    expert: int | None = None
+    half: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
-    """Names as templates: ``{n}`` is a number, ``{x}`` anything. See ``Stored``."""
+    """Names as templates: ``{n}`` is a number, ``{e}`` an expert's, ``{x}`` anything. See
+    ``Stored``."""
 
     theirs: str
     ours: tuple[str, ...]
     leading_one: bool = False
+    half: int | None = None
 
-    def stored(self, found: re.Match[str]) -> Stored:
-        words = found.groupdict()
+    @property
+    def of_experts(self) -> bool:
+        return "{e}" in self.theirs
+
+    def stored(self, words: Mapping[str, str]) -> Stored:
+        """``words``: what stands for the templates' letters."""
         return Stored(
             theirs=self.theirs.format(**words),
             ours=tuple(template.format(**words) for template in self.ours),
             leading_one=self.leading_one,
+            expert=int(words["e"]) if self.of_experts else None,
+            half=self.half,
         )
 
 
@@ -74,42 +89,43 @@ class Layout:
         for rule in (*self.rules, *self.also_read):
             found = _pattern(rule.theirs).fullmatch(theirs)
             if found:
-                # Its own spelling: that of an older rule is not the one that is written.
-                return Stored(
-                    theirs=theirs, ours=rule.stored(found).ours, leading_one=rule.leading_one
-                )
+                return rule.stored(found.groupdict())
         raise KeyError(theirs)
 
-    def write(self, names: Iterable[str]) -> list[Stored]:
-        """The published tensors that hold these names of ours, each once, in this order.
+    def write(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Stored]:
+        """The published tensors that hold ours, by name with shapes, each once, in this order.
 
         Raises WeightsError naming those that the layout has no place for, and those whose
-        companions in a stacked tensor are not among ``names``.
+        companions in a stacked tensor are not among ``shapes``.
         """
-        wanted = dict.fromkeys(names)
         found: dict[str, Stored] = {}
         homeless: list[str] = []
-        for name in wanted:
-            stored = self._holder(name)
-            if stored is None or not set(stored.ours) <= wanted.keys():
+        for name, shape in shapes.items():
+            holders = self._holders(name, shape)
+            if not holders or not set(holders[0].ours) <= shapes.keys():
                 homeless.append(name)
-            else:
+            for stored in holders:
                 found.setdefault(stored.theirs, stored)
         if homeless:
             raise WeightsError(
                 f"the published layout has no place for {len(homeless)} tensors: "
                 f"{', '.join(homeless[:10])}{' ...' if len(homeless) > 10 else ''}. Only the "
-                "released shapes of DeepSeek-VL can be exported to it"
+                "released shapes of DeepSeek-VL and DeepSeek-VL2 can be exported to it"
             )
         return list(found.values())
 
-    def _holder(self, name: str) -> Stored | None:
-        for rule in self.rules:
-            for template in rule.ours:
-                found = _pattern(template).fullmatch(name)
-                if found:
-                    return rule.stored(found)
-        return None
+    def _holders(self, name: str, shape: tuple[int, ...]) -> list[Stored]:
+        matching = [
+            (rule, found.groupdict())
+            for rule in self.rules
+            for template in rule.ours
+            if (found := _pattern(template).fullmatch(name))
+        ]
+        shared = [(rule, words) for rule, words in matching if rule.of_experts]
+        if shared:
+            experts = range(shape[0])
+            return [rule.stored({**words, "e": str(e)}) for e in experts for rule, words in shared]
+        return [rule.stored(words) for rule, words in matching[:1]]
 
 
 _DERIVED = ("rotary_emb.inv_freq", "embeddings.position_ids")
@@ -119,11 +135,13 @@ _DERIVED = ("rotary_emb.inv_freq", "embeddings.position_ids")
 @functools.cache
 def _pattern(template: str) -> re.Pattern[str]:
     literal = re.escape(template)
-    return re.compile(literal.replace(r"\{n\}", r"(?P<n>\d+)").replace(r"\{x\}", r"(?P<x>.+)"))
+    for letter, expression in (("n", r"\d+"), ("e", r"\d+"), ("x", ".+")):
+        literal = literal.replace(rf"\{{{letter}\}}", f"(?P<{letter}>{expression})")
+    return re.compile(literal)
 
 
-def _rule(theirs: str, *ours: str, leading_one: bool = False) -> Rule:
-    return Rule(theirs=theirs, ours=ours, leading_one=leading_one)
+def _rule(theirs: str, *ours: str, leading_one: bool = False, half: int | None = None) -> Rule:
+    return Rule(theirs=theirs, ours=ours, leading_one=leading_one, half=half)
 
 
 def _neck(theirs: str, ours: str) -> tuple[Rule, ...]:
@@ -188,6 +206,16 @@ def _siglip(prefix: str) -> tuple[Rule, ...]:
     )
 
 
+def _experts(theirs: str) -> tuple[Rule, ...]:
+    """Routed experts, published one by one; ours stack a layer's (gate above up)."""
+    one, all_of_layer = "layers.{n}.mlp.experts.{e}", "language.model.layers.{n}.mlp.experts"
+    return (
+        _rule(f"{theirs}{one}.gate_proj.weight", f"{all_of_layer}.gate_up_proj", half=0),
+        _rule(f"{theirs}{one}.up_proj.weight", f"{all_of_layer}.gate_up_proj", half=1),
+        _rule(f"{theirs}{one}.down_proj.weight", f"{all_of_layer}.down_proj"),
+    )
+
+
 _DECODER = (
     _rule("model.{x}", "language.model.{x}"),
     _rule("lm_head.{x}", "language.lm_head.{x}"),
@@ -245,7 +273,23 @@ _ORIGINAL = Layout(
     ),
 )
 
+_DEEPSEEK = Layout(rules=(*_experts("model."), *_DECODER))
+_DEEPSEEK_VL2 = Layout(
+    rules=(
+        *_timm("vision."),
+        _rule("projector.layers.0.{x}", "adaptor.linear1.{x}"),
+        _rule("projector.layers.2.{x}", "adaptor.linear2.{x}"),
+        _rule("image_newline", "adaptor.image_newline"),
+        _rule("view_seperator", "adaptor.view_separator"),  # as the release spells it
+        *_experts("language.model."),
+        _rule("language.{x}", "language.{x}"),
+    ),
+)
+
 SEGMENT_ANYTHING = "segment_anything"
+DEEPSEEK_VL2 = "deepseek_vl_v2"
+DEEPSEEK_LANGUAGE = ("deepseek", "deepseek_v2", "deepseek_v3")
+"""DeepSeekMoE, which has plain attention, and the two with latent attention."""
 ORIGINAL_HYBRID = f"multi_modality with {HYBRID_TOWER}"
 ORIGINAL = f"multi_modality with {SIGLIP_TOWER}"
 LAYOUTS: dict[str, Layout] = {
@@ -255,6 +299,8 @@ LAYOUTS: dict[str, Layout] = {
     "siglip": _SIGLIP,
     "siglip_vision_model": _SIGLIP,
     "llama": Layout(rules=_DECODER),
+    **dict.fromkeys(DEEPSEEK_LANGUAGE, _DEEPSEEK),
+    DEEPSEEK_VL2: _DEEPSEEK_VL2,
     "deepseek_vl": _DEEPSEEK_VL,
     "deepseek_vl_hybrid": _DEEPSEEK_VL_HYBRID,
     ORIGINAL: _ORIGINAL,
@@ -276,21 +322,36 @@ def place_own_neck(name: str, *, config: ModelConfig) -> str:
     return name
 
 
-def published_tensors(names: Iterable[str], *, layout: str) -> list[Stored]:
-    """The published tensors that hold our tensors ``names``, in their order; ``Stored.ours`` are
-    names as given. Raises WeightsError as ``Layout.write`` does."""
-    homes = {_own_neck_of_sam(name): name for name in names}
-    return [
-        Stored(
-            theirs=stored.theirs,
-            ours=tuple(homes[name] for name in stored.ours),
-            leading_one=stored.leading_one,
-        )
-        for stored in LAYOUTS[layout].write(homes)
-    ]
+def published_tensors(shapes: Mapping[str, tuple[int, ...]], *, layout: str) -> list[Stored]:
+    """The published tensors that hold ours, by name with ``shapes``, in their order;
+    ``Stored.ours`` are names as given. Raises WeightsError as ``Layout.write`` does."""
+    homes = {_own_neck_of_sam(name): name for name in shapes}
+    found = LAYOUTS[layout].write({home: shapes[name] for home, name in homes.items()})
+    return [replace(stored, ours=tuple(homes[name] for name in stored.ours)) for stored in found]
 
 
 def _own_neck_of_sam(name: str) -> str:
     if name.startswith("adaptor.sam_neck."):
         return f"sam.neck.{name.removeprefix('adaptor.sam_neck.')}"
     return name
+
+
+def stored_shape(stored: Stored, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of a published tensor. shapes: of ours."""
+    own = [shapes[name] for name in stored.ours]
+    if stored.expert is not None:
+        rows = own[0][1:]
+        return rows if stored.half is None else (rows[0] // 2, *rows[1:])
+    if stored.leading_one:
+        return (1, *own[0])
+    return (sum(shape[0] for shape in own), *own[0][1:]) if len(own) > 1 else own[0]
+
+
+def stored_tensor(stored: Stored, own: Callable[[str], Tensor]) -> Tensor:
+    """A published tensor. own: reads ours by name."""
+    tensors = [own(name) for name in stored.ours]
+    if stored.expert is not None:
+        row = tensors[0][stored.expert]
+        return row if stored.half is None else row.chunk(2)[stored.half]
+    tensor = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+    return tensor[None] if stored.leading_one else tensor

@@ -28,7 +28,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from vltrain.models.config import Attention, LanguageConfig, ModelConfig, Recompute
 from vltrain.models.language import mask_for, rotary_embedding
 from vltrain.models.loss import LossHead
-from vltrain.models.moe_config import ExpertsKind, MoeConfig, Selection
+from vltrain.models.moe_config import ExpertsKind, MoeConfig
 from vltrain.models.published import decoder_fields, llama_config
 from vltrain.models.recompute import recomputed
 from vltrain.models.router import Router, balance_penalty
@@ -154,8 +154,6 @@ class MoeLanguageModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         language = config.language
-        moe = language.moe
-        assert moe is not None, "a language model with experts"
         self.model = _Decoder(config)
         self.lm_head = LossHead(
             language.width, language.vocab_size, chunk_tokens=config.loss_chunk_tokens
@@ -166,12 +164,7 @@ class MoeLanguageModel(nn.Module):
         mla = language.mla
         self.rotary_dim = language.width // language.heads if mla is None else mla.rope_dim
         self.rope_theta = language.rope_theta
-        self.balance = RouterBalance(
-            first_layer=moe.dense_layers,
-            layers=language.layers - moe.dense_layers,
-            experts=moe.experts,
-            corrects=moe.selection is Selection.noaux_tc,
-        )
+        self.balance = RouterBalance.of(language)
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (B, T) -> (B, T, width)."""

@@ -2,7 +2,8 @@
 
 In: a directory with ``config.json`` and ``*.safetensors`` or ``pytorch_model*.bin``, in one file or
 in shards, with an index or without; or segment-anything's single ``.pth``. Out: its tensors under
-our full names, one stored tensor in memory at a time. Opening reads headers only.
+our full names, one stored tensor in memory at a time, and the stack of a layer's experts that it is
+copied into. Opening reads headers only.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vltrain.errors import WeightsError
@@ -33,9 +35,11 @@ from vltrain.models.layouts import (
 )
 from vltrain.models.tensor_files import TensorFile, open_tensors
 
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin)")
+_SHARD = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})\.(safetensors|bin)")
 _SUFFIXES = {"safetensors": "*.safetensors", "bin": "pytorch_model*.bin"}
 _STEMS = {"safetensors": "model", "bin": "pytorch_model"}
+SHOWN = 10
+"""Tensors that a message shows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,9 +52,20 @@ class _Place:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Experts:
+    """Where the shares of one of our tensors lie that stacks a layer's experts. faults: shares that
+    are not there or not of the size of the others, in words."""
+
+    shares: tuple[_Place, ...]
+    shape: tuple[int, ...]
+    faults: tuple[str, ...]
+
+
 class PublishedDirectory:
     """shapes: of every tensor of ours, unused ones too. unknown: published name -> shape of what no
-    rule names, or what is there already. settings: its config.json. layout: among ``LAYOUTS``.
+    rule names, or what is there already. incomplete: our name -> what is wrong with the published
+    tensors that it is made of. settings: its config.json. layout: among ``LAYOUTS``.
 
     Raises WeightsError where it is no such directory, lacks a shard, or a file is damaged.
     """
@@ -60,37 +75,76 @@ class PublishedDirectory:
         self.settings = read_settings(directory)
         self.layout = _layout_of(directory, self.settings)
         self.unknown: dict[str, tuple[int, ...]] = {}
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, _Place | _Experts] = {}
         self._open: tuple[Path, TensorFile] | None = None
+        shares: dict[str, dict[str, _Place]] = {}
         for file in _tensor_files(directory):
             for theirs, shape in self._opened(file).shapes.items():
-                self._place(theirs, shape, file=file, config=config)
+                self._place(theirs, shape, file=file, config=config, shares=shares)
+        for name, of_name in shares.items():
+            if name in self._places:  # stacked, and one by one too
+                self.unknown |= {theirs: share.shape for theirs, share in of_name.items()}
+            else:
+                self._places[name] = _experts(name, list(of_name.values()), layout=self.layout)
         if HEAD not in self._places and EMBEDDING in self._places and self._tied():
             self._places[HEAD] = self._places[EMBEDDING]
         self.shapes = {name: place.shape for name, place in self._places.items()}
+        self.incomplete = {
+            name: place.faults
+            for name, place in self._places.items()
+            if isinstance(place, _Experts) and place.faults
+        }
 
     def tensors(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
         """(our full name, tensor as stored) of the tensors whose name is ``wanted``, file by file.
 
-        A tied head is given as what it is tied to.
+        A tied head is given as what it is tied to. Raises WeightsError as ``tensor`` does.
         """
         chosen: dict[Path, dict[str, list[tuple[str, _Place]]]] = {}
+        stacks: dict[Path, list[str]] = {}
         for name, place in self._places.items():
-            if wanted(name):
-                of_file = chosen.setdefault(place.file, {})
-                of_file.setdefault(place.stored.theirs, []).append((name, place))
-        for file, of_file in chosen.items():
-            opened = self._opened(file)
-            for theirs, places in of_file.items():
-                stored = opened.tensor(theirs)
+            if not wanted(name):
+                continue
+            if isinstance(place, _Experts):
+                stacks.setdefault(place.shares[-1].file, []).append(name)
+                continue
+            of_file = chosen.setdefault(place.file, {})
+            of_file.setdefault(place.stored.theirs, []).append((name, place))
+        for file in sorted(chosen.keys() | stacks.keys()):
+            for theirs, places in chosen.get(file, {}).items():
+                stored = self._opened(file).tensor(theirs)
                 for name, place in places:
                     yield name, _share(stored, place)
                 del stored
+            for name in stacks.get(file, []):
+                yield name, self.tensor(name)
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor as stored, by our full name (among ``shapes``)."""
+        """One tensor as stored, by our full name (among ``shapes``). Raises WeightsError for one
+        that is ``incomplete``."""
         place = self._places[name]
+        if isinstance(place, _Experts):
+            return self._stacked(name, place)
         return _share(self._opened(place.file).tensor(place.stored.theirs), place)
+
+    def _stacked(self, name: str, place: _Experts) -> Tensor:
+        if place.faults:
+            raise WeightsError(
+                f"{self.directory} does not hold {name} whole: {', '.join(place.faults[:SHOWN])}"
+            )
+        stack: Tensor | None = None
+        for share in place.shares:
+            tensor = self._opened(share.file).tensor(share.stored.theirs)
+            if stack is None:
+                stack = torch.empty(place.shape, dtype=tensor.dtype)
+            stack = stack.to(torch.promote_types(stack.dtype, tensor.dtype))  # mostly no copy
+            assert share.stored.expert is not None, "a share of a layer's experts"
+            row = stack[share.stored.expert]
+            half = share.stored.half
+            (row if half is None else row.chunk(2)[half]).copy_(tensor)
+            del tensor  # before the next is read
+        assert stack is not None, "a layer's experts have a share"
+        return stack
 
     def _opened(self, file: Path) -> TensorFile:
         """The last file stays open: tensors are mostly asked for file by file."""
@@ -100,8 +154,15 @@ class PublishedDirectory:
         return self._open[1]
 
     def _place(
-        self, theirs: str, shape: tuple[int, ...], *, file: Path, config: ModelConfig
+        self,
+        theirs: str,
+        shape: tuple[int, ...],
+        *,
+        file: Path,
+        config: ModelConfig,
+        shares: dict[str, dict[str, _Place]],
     ) -> None:
+        """Note where a stored tensor lies; one expert's in ``shares``, by our name."""
         try:
             stored = LAYOUTS[self.layout].read(theirs)
         except KeyError:
@@ -110,8 +171,12 @@ class PublishedDirectory:
         if stored is None:
             return
         names = [place_own_neck(ours, config=config) for ours in stored.ours]
-        if any(name in self._places for name in names):  # two spellings of one tensor
+        of_name = shares.setdefault(names[0], {}) if stored.expert is not None else {}
+        if theirs in of_name or any(name in self._places for name in names):  # there already
             self.unknown[theirs] = shape
+            return
+        if stored.expert is not None:
+            of_name[theirs] = _Place(file=file, stored=stored, share=0, shape=shape)
             return
         for share, ours in enumerate(names):
             self._places[ours] = _Place(
@@ -121,6 +186,26 @@ class PublishedDirectory:
     def _tied(self) -> bool:
         whole = {**self.settings, **_section(self.settings, "language_config")}
         return bool(whole.get("tie_word_embeddings", False))
+
+
+def _experts(name: str, shares: Sequence[_Place], *, layout: str) -> _Experts:
+    """A layer's stack, as large as its highest expert and the first share say."""
+    first = shares[0]
+    experts = 1 + max(share.stored.expert or 0 for share in shares)
+    halves = 1 if first.stored.half is None else 2
+    shape = (experts, *(halves * rows for rows in first.shape[:1]), *first.shape[1:])
+    found = {share.stored.theirs for share in shares}
+    faults = [
+        f"missing {stored.theirs} {first.shape}"
+        for stored in LAYOUTS[layout].write({name: shape})
+        if stored.theirs not in found
+    ]
+    faults += [
+        f"mis-shaped {share.stored.theirs}: found {share.shape}, expected {first.shape}"
+        for share in shares
+        if share.shape != first.shape
+    ]
+    return _Experts(shares=tuple(shares), shape=shape, faults=tuple(faults))
 
 
 def _own_shape(shape: tuple[int, ...], stored: Stored) -> tuple[int, ...]:

@@ -2,8 +2,9 @@
 heads, windows, constants of norms and of the rotary embedding.
 
 In: the settings of a published directory, whole or partial (the released 7B gives its language
-model's depth, vocabulary and context alone). Out: differences in words. What is not said has
-transformers' default, as published software reads it.
+model's depth, vocabulary and context alone). Out: differences in words. What is not said has the
+default of the class that published software reads it with: transformers', or for DeepSeek-VL2 that
+of the released code.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.sam.configuration_sam import SamVisionConfig
 from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 
-from vltrain.models.config import ModelConfig
+from vltrain.models.config import Activation, LanguageConfig, ModelConfig
+from vltrain.models.layouts import DEEPSEEK_LANGUAGE, DEEPSEEK_VL2
+from vltrain.models.published_deepseek import language_differences
 
 _CLASSES = {"sam": SamVisionConfig, "siglip": SiglipVisionConfig, "language": LlamaConfig}
 _SECTIONS: dict[str, dict[str, str | None]] = {
@@ -32,6 +35,12 @@ _SECTIONS: dict[str, dict[str, str | None]] = {
         "language": "text_config",
     },
     "multi_modality": {"language": "language_config"},
+    **{model_type: {"language": None} for model_type in DEEPSEEK_LANGUAGE},
+    DEEPSEEK_VL2: {
+        "siglip": "vision_config",
+        "adaptor": "projector_config",
+        "language": "language_config",
+    },
 }
 """By model_type: where each part's settings are (None: at the top). The vision towers of
 multi_modality are named, not described."""
@@ -55,18 +64,58 @@ _CONSTANTS = {
 }
 """What the parts compute with, whatever their config. (SigLIP's activation is a choice of ours: its
 own config.json has another than DeepSeek-VL runs it with.)"""
+_VL2_HEADS = 16
+"""Of SigLIP, where a VL2's vision_config does not say."""
+_VL2_PROJECTOR: dict[str, Any] = {
+    "projector_type": "downsample_mlp_gelu",
+    "downsample_ratio": 2,
+    "depth": 2,
+    "mlp_ratio": 1,
+    "token_pooling": False,
+}
+"""What projector_config must say, or leave out; other models share the model_type."""
+_VL2_TILES = {"tile_tag": "2D", "global_view_pos": "head"}
+"""The same of the whole config.json."""
 
 
 def setting_differences(
     settings: Mapping[str, Any], *, part: str, config: ModelConfig
 ) -> list[str]:
     """Where a published part would compute something else than ``config`` does, in words."""
+    model_type = str(settings.get("model_type"))
+    sections = _SECTIONS.get(model_type, {})
+    if part not in sections:
+        return []
+    section = sections[part]
+    said = settings if section is None else settings.get(section, {})
     try:
-        found = _part_settings(settings, part=part)
+        return _differences(said, settings=settings, part=part, config=config)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         return [f"config.json: the settings of {part} are not understood: {error}"]
-    if found is None:
-        return []
+
+
+def _differences(
+    said: Mapping[str, Any], *, settings: Mapping[str, Any], part: str, config: ModelConfig
+) -> list[str]:
+    """said: the part's section of ``settings``."""
+    model_type = str(settings["model_type"])
+    if part == "language":
+        rope = _rope_differences(said, config=config.language)
+        if model_type in (*DEEPSEEK_LANGUAGE, DEEPSEEK_VL2):
+            own = config.language
+            return [*language_differences(said, model_type=model_type, config=own), *rope]
+        return [*_class_differences(said, part=part, config=config), *rope]
+    if model_type != DEEPSEEK_VL2:
+        return _class_differences(said, part=part, config=config)
+    if part == "adaptor":
+        return [*_fixed(said, _VL2_PROJECTOR), *_fixed(settings, _VL2_TILES)]
+    return _vl2_siglip_differences(said, config=config)
+
+
+def _class_differences(said: Mapping[str, Any], *, part: str, config: ModelConfig) -> list[str]:
+    """Against transformers' record of the part, which fills the defaults in."""
+    known = {key: value for key, value in said.items() if key != "model_type"}
+    found: PretrainedConfig = _CLASSES[part](**known)
     own = getattr(config, part)
     differences = [
         f"config.json: {key} of {part} is {getattr(found, key)}, model.{part}.{field} is "
@@ -74,31 +123,48 @@ def setting_differences(
         for key, field in _COMPARED[part].items()
         if getattr(found, key) != getattr(own, field)
     ]
-    differences += [
+    return differences + [
         f"config.json: {key} of {part} is {getattr(found, key)}; here it is always {constant}"
         for key, constant in _CONSTANTS[part].items()
         if getattr(found, key) != constant
     ]
-    if part == "language":
-        rope = found.rope_parameters
-        if rope.get("rope_type", "default") != "default":
-            differences.append(
-                f"config.json: the rotary embedding of language is of type {rope['rope_type']!r}; "
-                "only the default one is trained here"
-            )
-        elif rope["rope_theta"] != config.language.rope_theta:
-            differences.append(
-                f"config.json: rope_theta of language is {rope['rope_theta']}, "
-                f"model.language.rope_theta is {config.language.rope_theta}"
-            )
+
+
+def _rope_differences(said: Mapping[str, Any], *, config: LanguageConfig) -> list[str]:
+    keys = ("rope_theta", "rope_scaling", "rope_parameters")
+    rope: Any = LlamaConfig(**{key: said[key] for key in keys if key in said}).rope_parameters
+    if rope.get("rope_type", "default") != "default":
+        return [
+            f"config.json: the rotary embedding of language is of type {rope['rope_type']!r}; only "
+            "the default one is trained here"
+        ]
+    if rope["rope_theta"] != config.rope_theta:
+        return [
+            f"config.json: rope_theta of language is {rope['rope_theta']}, "
+            f"model.language.rope_theta is {config.rope_theta}"
+        ]
+    return []
+
+
+def _vl2_siglip_differences(said: Mapping[str, Any], *, config: ModelConfig) -> list[str]:
+    assert config.siglip is not None, "the part is asked for"
+    heads, activation = said.get("heads", _VL2_HEADS), config.siglip.activation
+    differences = []
+    if heads != config.siglip.heads:
+        differences.append(
+            f"config.json: heads of siglip is {heads}, model.siglip.heads is {config.siglip.heads}"
+        )
+    if activation is not Activation.gelu_tanh:
+        differences.append(
+            f"a DeepSeek-VL2's SigLIP computes with gelu_tanh, model.siglip.activation is "
+            f"{activation.value}"
+        )
     return differences
 
 
-def _part_settings(settings: Mapping[str, Any], *, part: str) -> PretrainedConfig | None:
-    """transformers' record of a part, defaults filled in; None where nothing describes it."""
-    sections = _SECTIONS.get(str(settings.get("model_type")), {})
-    if part not in sections:
-        return None
-    section = sections[part]
-    said = settings if section is None else settings.get(section, {})
-    return _CLASSES[part](**{key: value for key, value in said.items() if key != "model_type"})
+def _fixed(said: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    return [
+        f"config.json: {key} is {said[key]!r}, expected {value!r}"
+        for key, value in expected.items()
+        if key in said and said[key] != value
+    ]

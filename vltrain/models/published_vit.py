@@ -26,6 +26,7 @@ from vltrain.models.vit import VitTower, vit_config
 class PublishedVit:
     """As ``PublishedDirectory``, for the part ``vit``. unknown: what the files hold of the tower
     and the tower does not have (without shapes); other parts of a larger model are left alone.
+    incomplete: nothing, each tensor is stored as one.
 
     Raises WeightsError where it is no directory of this tower, or cannot be read.
     """
@@ -48,6 +49,7 @@ class PublishedVit:
         for name, stored, _ in found["mismatched_keys"]:
             self.shapes[f"vit.model.{name}"] = tuple(stored)
         first_words = {name.partition(".")[0] for name, _ in model.named_parameters()}
+        self.incomplete: dict[str, tuple[str, ...]] = {}
         self.unknown: dict[str, tuple[int, ...]] = {
             key: ()
             for key in sorted(found["unexpected_keys"])

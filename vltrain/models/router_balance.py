@@ -6,14 +6,15 @@ those above it (the auxiliary-loss-free balancing that DeepSeek-VL2 4.1 uses; th
 only infer with it).
 
 Loads and corrections are neither parameters nor buffers: an engine would cast them to bf16, where
-steps of 0.001 are lost, partition them, and find that a "frozen" tensor has changed. Cost: one
+steps of 0.001 are lost, partition them, and find that a "frozen" tensor has changed. Published
+weights have the corrections as tensors, one for each layer with experts (``named``). Cost: one
 exchange of a few thousand counts per step over gloo, which waits for the device once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,15 @@ from torch import Tensor
 
 from vltrain import distributed
 from vltrain.errors import CheckpointError
+from vltrain.models.config import LanguageConfig
+from vltrain.models.moe_config import Selection
+
+_CORRECTION = ".mlp.gate.e_score_correction_bias"
+
+
+def is_correction(name: str) -> bool:
+    """Whether a full name is of a layer's corrections."""
+    return name.endswith(_CORRECTION)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +56,24 @@ class RouterBalance:
         self._loads = torch.zeros(self.shape, dtype=torch.int64)
         self.corrections = torch.zeros(self.shape, dtype=torch.float32) if corrects else None
         """fp32 (layers, experts), or None."""
+
+    @classmethod
+    def of(cls, config: LanguageConfig) -> RouterBalance:
+        """Of a language model with experts, at its beginning."""
+        moe = config.moe
+        assert moe is not None, "a language model with experts"
+        return cls(
+            first_layer=moe.dense_layers,
+            layers=config.layers - moe.dense_layers,
+            experts=moe.experts,
+            corrects=moe.selection is Selection.noaux_tc,
+        )
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """(full name, corrections fp32 (experts,), shared with the model) of each layer that has
+        them."""
+        for number, row in enumerate(() if self.corrections is None else self.corrections):
+            yield f"language.model.layers.{self.first_layer + number}{_CORRECTION}", row
 
     def correction(self, layer: int) -> Tensor | None:
         """fp32 (experts,), what is added to the scores of ``layer``; None where nothing is."""

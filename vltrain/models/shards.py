@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -27,13 +27,16 @@ def write_shards(
     read: Callable[[str], Tensor],
     dtype: torch.dtype,
     shard_bytes: int,
+    in_float32: Collection[str] = (),
 ) -> None:
-    """Write every tensor of ``shapes`` in its order, cast to ``dtype``.
+    """Write every tensor of ``shapes`` in its order, cast to ``dtype``, or to float32 those named
+    in ``in_float32``.
 
     A shard ends before the tensor that would take it past ``shard_bytes``; one that is larger by
     itself has a shard of its own.
     """
-    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    dtypes = {name: torch.float32 if name in in_float32 else dtype for name in shapes}
+    sizes = {name: math.prod(shape) * dtypes[name].itemsize for name, shape in shapes.items()}
     shards = _divide(sizes, shard_bytes=shard_bytes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
@@ -42,7 +45,7 @@ def write_shards(
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= dict.fromkeys(names, file)
         own = {name: shapes[name] for name in names}
-        _write_file(directory / file, shapes=own, read=read, dtype=dtype)
+        _write_file(directory / file, shapes=own, read=read, dtypes=dtypes)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         text = json.dumps(index, indent=2) + "\n"
@@ -66,12 +69,15 @@ def _write_file(
     *,
     shapes: Mapping[str, tuple[int, ...]],
     read: Callable[[str], Tensor],
-    dtype: torch.dtype,
+    dtypes: Mapping[str, torch.dtype],
 ) -> None:
-    """The safetensors format: the header's length, the header as JSON, the tensors' bytes."""
+    """The safetensors format: the header's length, the header as JSON, the tensors' bytes, the
+    larger types first, which keeps each tensor at a multiple of its type's size."""
+    shapes = dict(sorted(shapes.items(), key=lambda item: -dtypes[item[0]].itemsize))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
+        dtype = dtypes[name]
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         entry = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
         header[name] = entry
@@ -81,7 +87,7 @@ def _write_file(
         stream.write(len(text).to_bytes(8, "little"))
         stream.write(text)
         for name, shape in shapes.items():
-            tensor = read(name).detach().to(device="cpu", dtype=dtype).contiguous()
+            tensor = read(name).detach().to(device="cpu", dtype=dtypes[name]).contiguous()
             assert tuple(tensor.shape) == shape, f"{name} is {tuple(tensor.shape)}, not {shape}"
             stream.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
             del tensor

@@ -1,9 +1,10 @@
-"""Which sizes of DeepSeek-VL2's parts fit together; read when a config is checked."""
+"""Which sizes of DeepSeek-VL2's parts fit together, read when a config is checked; and which models
+its layout holds."""
 
 from __future__ import annotations
 
 from vltrain.errors import ConfigError
-from vltrain.models.config import AdaptorKind, LanguageConfig, ModelConfig
+from vltrain.models.config import Activation, AdaptorKind, LanguageConfig, ModelConfig
 
 
 def check_experts(config: LanguageConfig) -> None:
@@ -58,4 +59,22 @@ def check_tiles(config: ModelConfig) -> None:
     if config.tiling is not None and config.tiling.max_tiles < 1:
         raise ConfigError(
             f"model.tiling.max_tiles is {config.tiling.max_tiles}: expected at least 1"
+        )
+
+
+def refuse_other_than_vl2(config: ModelConfig) -> None:
+    """Raises ConfigError for a model that the released layout of DeepSeek-VL2 cannot hold."""
+    if config.tiling is None or config.language.moe is None:
+        raise ConfigError(
+            f"model {config.name!r} cannot be exported as deepseek_vl2: that layout holds tiles "
+            "(model.tiling) and experts (model.language.moe). Choose --format transformers or "
+            "deepseek_vl"
+        )
+    assert config.siglip is not None, "tiles are seen by SigLIP"
+    if config.siglip.activation is not Activation.gelu_tanh:
+        raise ConfigError(
+            f"model.siglip.activation is {config.siglip.activation.value} and the released code of "
+            "DeepSeek-VL2 computes gelu_tanh whatever a directory says: the export would be "
+            "another model than the one that was trained. launch/eval.py and launch/ask.py read "
+            "this run as it is"
         )

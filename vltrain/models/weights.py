@@ -1,8 +1,9 @@
 """Published weights into our parts, every tensor accounted for; and what identifies a weight.
 
 In: published directories by part (see ``published_directory``). Out: the parameters of those parts,
-cast to the part's type, one stored tensor in memory at a time (a file at a time where it cannot be
-mapped). Nothing is filled before everything was found to fit. Digests are xxh3-128 over type, shape
+cast to the part's type, and the corrections of routers; one stored tensor in memory at a time (a
+file at a time where it cannot be mapped, and a layer's experts where they are stored one by one).
+Nothing is filled before everything was found to fit. Digests are xxh3-128 over type, shape
 and bytes: they prove that frozen parts did not change and tie a run to the base weights that it
 started from.
 """
@@ -45,7 +46,7 @@ def load_weights(
     for part, directory in directories.items():
         parts_at.setdefault(Path(directory), []).append(part)
     fresh_adaptor = "adaptor" not in directories and "adaptor" not in filled_later
-    shapes = {name: tuple(p.shape) for name, p in built.named_parameters()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in built.named_tensors()}
     opened: list[tuple[Published, dict[str, list[str]]]] = []
     faults: list[str] = []
     for directory, parts in parts_at.items():
@@ -148,10 +149,12 @@ def _faults(
     ]
     for name in sorted(expected.keys() - published.shapes.keys()):
         missing.append(f"missing {name} {expected[name]}")
+    for name in sorted(expected.keys() & published.incomplete.keys()):
+        for fault in published.incomplete[name]:
+            (missing if fault.startswith("missing") else mis_shaped).append(fault)
     settings = [
         difference
         for part in parts
-        if part != "adaptor"
         for difference in setting_differences(published.settings, part=part, config=config)
     ]
     return [*settings, *_some(missing), *_some(unexpected), *_some(mis_shaped)]

@@ -1,9 +1,9 @@
 """Turns in, template segments out: the only place that knows how a conversation is written down.
 
-A segment is a stretch of text or one image, and says whether an assistant wrote it and whether an
-end token follows. What is learned is a property of the segment: nothing is ever found again by
-re-tokenising a prefix and counting, which is how masks silently go wrong (tokenizers merge across
-the border).
+A segment is a stretch of text, one image, one special token or one list of boxes, and says whether
+an assistant wrote it and whether an end token follows. What is learned is a property of the
+segment: nothing is ever found again by re-tokenising a prefix and counting, which is how masks
+silently go wrong (tokenizers merge across the border).
 
 The DeepSeek template (released code): optional system text and a blank line; then for each exchange
 ``User: `` text, a blank line, ``Assistant:``, and the answer as `` text`` and the end token. A
@@ -16,6 +16,11 @@ with nothing between them. ``alignment`` keeps of what is asked only the images,
 line end (so a caption's image stands in a line of its own). Neither writes system text. Both end
 an answer with the end token here, where the released code writes none: a caption must end.
 
+DeepSeek-VL2's (``deepseek_vl2``, as its released processor makes ids of a conversation) has tokens
+for roles: ``<|User|>``, ``: `` text, a blank line, ``<|Assistant|>``, ``:``, and the answer with no
+space before it and the end token. A system turn of the sample stands before it as it is; only a
+prompt that the stage gives is followed by a blank line.
+
 Words of the template, or of special tokens, inside a content are content: they are learned or not
 as the turn that they stand in.
 """
@@ -25,19 +30,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vltrain.batch import Role, Template, Turn
+from vltrain.batch import Part, Role, Special, Template, Turn
 from vltrain.errors import RecordFault
 
 TEMPLATE_VERSION = "deepseek-1"
 """Part of the token sidecar's key: change it with any change of what is written below."""
+ROLE_TOKENS = {Template.deepseek_vl2: (Special.user, Special.assistant)}
+"""Tokens without which a template cannot be written."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """One stretch. content: text, or the index of an image. learned: True where an assistant (or a
-    document) wrote it. end: True where the end token follows, learned as the segment is."""
+    """One stretch. content: one part. learned: True where an assistant (or a document) wrote it.
+    end: True where the end token follows, learned as the segment is."""
 
-    content: str | int
+    content: Part
     learned: bool
     end: bool
 
@@ -50,7 +57,7 @@ def render(turns: Sequence[Turn], *, system_prompt: str, template: Template) -> 
     """
     if any(turn.role is Role.document for turn in turns):
         return _render_document(turns, template)
-    system, exchanges = _split_system(turns, system_prompt=system_prompt)
+    system, exchanges = _split_system(turns, system_prompt=system_prompt, template=template)
     if not exchanges or len(exchanges) % 2:
         raise RecordFault("bad_turns", f"a conversation ends with an answer; found {_roles(turns)}")
     segments: list[Segment] = []
@@ -59,7 +66,9 @@ def render(turns: Sequence[Turn], *, system_prompt: str, template: Template) -> 
     space = " " if template is Template.deepseek else ""
     for question, answer in zip(exchanges[::2], exchanges[1::2], strict=True):
         segments += _prompt_segments(question, prefix=prefix, template=template)
-        segments.append(Segment(content=space + _answer_text(answer), learned=True, end=True))
+        *parts, last = _joined([space, *_answer(answer)])
+        segments += [Segment(content=part, learned=True, end=False) for part in parts]
+        segments.append(Segment(content=last, learned=True, end=True))
         prefix = ""
     return tuple(segments)
 
@@ -77,7 +86,7 @@ def render_prompt(
             Segment(content=s.content, learned=s.learned, end=False)
             for s in _document_parts(turns, template)
         )
-    system, exchanges = _split_system(turns, system_prompt=system_prompt)
+    system, exchanges = _split_system(turns, system_prompt=system_prompt, template=template)
     if len(exchanges) % 2 == 0:
         raise RecordFault("bad_turns", f"a prompt ends with the user's turn; found {_roles(turns)}")
     if len(exchanges) == 1:
@@ -86,15 +95,21 @@ def render_prompt(
     return (*history, *_prompt_segments(exchanges[-1], prefix="", template=template))
 
 
-def _split_system(turns: Sequence[Turn], *, system_prompt: str) -> tuple[str, Sequence[Turn]]:
-    """The system text with its blank line ("" if none), and the turns after it, checked to
+def _split_system(
+    turns: Sequence[Turn], *, system_prompt: str, template: Template
+) -> tuple[str, Sequence[Turn]]:
+    """The system text with what follows it ("" if none), and the turns after it, checked to
     alternate."""
-    exchanges = turns
+    exchanges, after = turns, "\n\n"
     if turns and turns[0].role is Role.system:
-        if any(isinstance(part, int) for part in turns[0].content):
-            raise RecordFault("bad_turns", "an image in the system turn")
-        system_prompt = "".join(str(part) for part in turns[0].content)
+        system_prompt = ""
+        for part in turns[0].content:
+            if not isinstance(part, str):
+                what = "an image" if isinstance(part, int) else "boxes or a special token"
+                raise RecordFault("bad_turns", f"{what} in the system turn")
+            system_prompt += part
         exchanges = turns[1:]
+        after = "" if template is Template.deepseek_vl2 else after
     expected = (Role.user, Role.assistant)
     for position, turn in enumerate(exchanges):
         if turn.role is not expected[position % 2]:
@@ -104,28 +119,35 @@ def _split_system(turns: Sequence[Turn], *, system_prompt: str) -> tuple[str, Se
                 f"found {_roles(turns)}",
             )
     system = system_prompt.strip()
-    return (system + "\n\n" if system else ""), exchanges
+    return (system + after if system else ""), exchanges
 
 
 def _prompt_segments(turn: Turn, *, prefix: str, template: Template) -> list[Segment]:
-    """What is asked as ``template`` writes it, adjacent texts joined so that they are tokenised as
-    one. deepseek: ``prefix`` + "User: " + content + blank line + "Assistant:"."""
+    """What is asked as ``template`` writes it. deepseek: ``prefix`` + "User: " + content + blank
+    line + "Assistant:"."""
     content = _stripped(turn.content)
     if template is Template.deepseek:
         content = [prefix + "User: ", *content, "\n\nAssistant:"]
+    elif template is Template.deepseek_vl2:
+        content = [prefix, Special.user, ": ", *content, "\n\n", Special.assistant, ":"]
     elif template is Template.alignment:
         content = [p for part in content if isinstance(part, int) for p in (part, "\n")]
-    pieces: list[str | int] = []
+    return [Segment(content=piece, learned=False, end=False) for piece in _joined(content)]
+
+
+def _joined(content: Sequence[Part]) -> list[Part]:
+    """Adjacent texts as one, so that they are tokenised as one; empty ones left out."""
+    pieces: list[Part] = []
     for part in content:
         if isinstance(part, str) and pieces and isinstance(pieces[-1], str):
             pieces[-1] += part
-        else:
+        elif part != "":
             pieces.append(part)
-    return [Segment(content=piece, learned=False, end=False) for piece in pieces]
+    return pieces
 
 
-def _stripped(content: Sequence[str | int]) -> list[str | int]:
-    """Content without white space at its two ends (as one text, images counting as ink)."""
+def _stripped(content: Sequence[Part]) -> list[Part]:
+    """Content without white space at its two ends (as one text, all else counting as ink)."""
     parts = list(content)
     while parts and isinstance(parts[0], str):
         parts[0] = parts[0].lstrip()
@@ -140,13 +162,13 @@ def _stripped(content: Sequence[str | int]) -> list[str | int]:
     return parts
 
 
-def _answer_text(turn: Turn) -> str:
+def _answer(turn: Turn) -> list[Part]:
     if any(isinstance(part, int) for part in turn.content):
         raise RecordFault("image_in_answer", "an image in an assistant turn cannot be learned")
-    text = "".join(str(part) for part in turn.content).strip()
-    if not text:
+    content = _stripped(turn.content)
+    if not content:
         raise RecordFault("empty_answer", "an assistant turn has no text")
-    return text
+    return content
 
 
 def _document_parts(turns: Sequence[Turn], template: Template) -> list[Segment]:

@@ -19,10 +19,28 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import xxhash
 
-from vltrain.batch import Example, Learn, Origin, RecordKind, Sample, StoredImage, Template, Turn
+from vltrain.batch import (
+    Boxes,
+    Example,
+    Learn,
+    Origin,
+    RecordKind,
+    Sample,
+    Special,
+    StoredImage,
+    Template,
+    Turn,
+)
 from vltrain.errors import ConfigError, DataError, RecordFault
-from vltrain.processing.conversation import TEMPLATE_VERSION, Segment, render, render_prompt
+from vltrain.processing.conversation import (
+    ROLE_TOKENS,
+    TEMPLATE_VERSION,
+    Segment,
+    render,
+    render_prompt,
+)
 from vltrain.processing.geometry import Geometry
+from vltrain.processing.grounding import BoxRounding, box_text
 from vltrain.processing.splitting import split_points
 from vltrain.processing.tokens import TextTokenizer
 
@@ -36,7 +54,7 @@ class EncodeRules:
 
     learn: what is learned where a call does not say. system_prompt: for conversations without a
     system turn, "" for none. sequence_length: most tokens of a piece; of its text alone where
-    image_tokens_on_top. max_images: most images of a piece.
+    image_tokens_on_top. max_images: most images of a piece. box_rounding: of boxes' coordinates.
     """
 
     learn: Learn
@@ -45,6 +63,7 @@ class EncodeRules:
     sequence_length: int
     image_tokens_on_top: bool = False
     max_images: int
+    box_rounding: BoxRounding = BoxRounding.nearest
 
     def __post_init__(self) -> None:
         if self.sequence_length < 2:
@@ -71,6 +90,18 @@ class Encoder:
     """Encodes samples by one tokenizer, geometry and set of rules."""
 
     def __init__(self, tokenizer: TextTokenizer, geometry: Geometry, rules: EncodeRules) -> None:
+        """Raises ConfigError where the tokenizer lacks a token that the template writes."""
+        lacking = [
+            special.value
+            for special in ROLE_TOKENS.get(rules.template, ())
+            if special not in tokenizer.special_ids
+        ]
+        if lacking:
+            raise ConfigError(
+                f"stage.template={rules.template.value} writes {' and '.join(lacking)}, which the "
+                "tokenizer does not have: set model.tokenizer to the model's own, or choose "
+                "another template"
+            )
         self.tokenizer = tokenizer
         self.geometry = geometry
         self.rules = rules
@@ -78,11 +109,14 @@ class Encoder:
     @property
     def digest(self) -> str:
         """xxh3-64 hex of everything that ids, masks and cuts depend on: the token sidecar's key."""
+        rules = asdict(self.rules)
+        if self.rules.box_rounding is BoxRounding.nearest:
+            del rules["box_rounding"]  # keys of before there were boxes stay what they are
         described = {
             "tokenizer": self.tokenizer.digest,
             "template": TEMPLATE_VERSION,
             "geometry": self.geometry.digest_fields(),
-            "rules": asdict(self.rules),
+            "rules": rules,
         }
         text = json.dumps(described, sort_keys=True, ensure_ascii=True)
         return xxhash.xxh3_64_hexdigest(text.encode())
@@ -199,6 +233,14 @@ class Encoder:
         example.learned[:] = False
         return example
 
+    def written(self, turn: Turn, images: Sequence[StoredImage]) -> str:
+        """What a turn says, stripped, special tokens and boxes as their text; its images left out.
+
+        Raises RecordFault as ``encode`` does for boxes.
+        """
+        parts = (self._written(p, images=images) for p in turn.content if not isinstance(p, int))
+        return "".join(parts).strip()
+
     def _given(self, token_ids: Sequence[int], *, origin: Origin) -> Example:
         """A document that came as token ids, between first and end token (which it may bring)."""
         tokenizer = self.tokenizer
@@ -246,7 +288,7 @@ class Encoder:
                 ids += [self.tokenizer.image_id] * layout.tokens
                 learned += [False] * layout.tokens
             else:
-                text_ids = self.tokenizer.encode(segment.content)
+                text_ids = self._text_ids(segment.content, images=images)
                 ids += text_ids
                 learned += [learn is Learn.all or segment.learned] * len(text_ids)
             if segment.end:
@@ -260,6 +302,22 @@ class Encoder:
             image_tokens=np.asarray(image_tokens, dtype=np.int32),
             images=tuple(ordered),
         )
+
+    def _text_ids(self, part: str | Special | Boxes, *, images: Sequence[StoredImage]) -> list[int]:
+        if not isinstance(part, Special):
+            return self.tokenizer.encode(self._written(part, images=images))
+        if part not in self.tokenizer.special_ids:
+            raise RecordFault(
+                "no_special_token",
+                f"the record is written with {part.value}, which the tokenizer does not have; "
+                "model.tokenizer must be a DeepSeek-VL2's",
+            )
+        return [self.tokenizer.special_ids[part]]
+
+    def _written(self, part: str | Special | Boxes, *, images: Sequence[StoredImage]) -> str:
+        if isinstance(part, Boxes):
+            return box_text(part, images=images, rounding=self.rules.box_rounding)
+        return part.value if isinstance(part, Special) else part
 
     def _image_mask(self, example: Example) -> np.ndarray:
         """bool (n,), True at image placeholders."""

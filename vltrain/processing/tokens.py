@@ -19,6 +19,7 @@ import numpy as np
 import xxhash
 from tokenizers import AddedToken, Tokenizer
 
+from vltrain.batch import Special
 from vltrain.errors import ConfigError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -28,8 +29,9 @@ CONFIG_FILE = "tokenizer_config.json"
 class TextTokenizer:
     """A byte-level BPE with a first, an end and an image token.
 
-    bos_id, eos_id, image_id: ids. vocab_size: highest id + 1, what an embedding must at least have.
-    digest: xxh3-64 hex of tokenizer.json and the three ids.
+    bos_id, eos_id, image_id: ids. special_ids: of the special tokens that it has. vocab_size:
+    highest id + 1, what an embedding must at least have. digest: xxh3-64 hex of tokenizer.json and
+    the three ids.
     """
 
     def __init__(
@@ -40,6 +42,8 @@ class TextTokenizer:
         self.eos_id = eos_id
         self.image_id = image_id
         self.digest = digest
+        found = {special: backend.token_to_id(special.value) for special in Special}
+        self.special_ids = {s: i for s, i in found.items() if i is not None}
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self._origin: tuple[Path, str] | None = None
 
@@ -59,6 +63,7 @@ class TextTokenizer:
         _check_image_token(backend, image_token, image_token_id, directory)
         # A token that its file does not call special would still be parsed out of plain text.
         specials = [backend.id_to_token(i) for i in (bos_id, eos_id, image_token_id)]
+        specials += [s.value for s in Special if backend.token_to_id(s.value) is not None]
         backend.add_special_tokens([AddedToken(name, special=True) for name in specials])
         backend.encode_special_tokens = True
         backend.no_truncation()
@@ -81,7 +86,9 @@ class TextTokenizer:
 
     def decode(self, ids: list[int] | np.ndarray, *, skip_special: bool = False) -> str:
         """Text of ids; ``skip_special`` leaves out first, end and image tokens."""
-        return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+        left_out = {self.bos_id, self.eos_id, self.image_id} if skip_special else set()
+        kept = [int(i) for i in ids if int(i) not in left_out]
+        return self._backend.decode(kept, skip_special_tokens=False)
 
     @functools.cached_property
     def break_levels(self) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from vltrain.batch import Learn, Template
+from vltrain.processing.grounding import BoxRounding
 
 
 @dataclass
@@ -24,6 +25,8 @@ class StageConfig:
     learn: Learn = MISSING
     """What is learned of a record where its source does not say otherwise."""
     template: Template = Template.deepseek
+    box_rounding: BoxRounding = BoxRounding.nearest
+    """Of a box's place in its image to one of 1,000 coordinates (not published)."""
     without: list[int] = field(default_factory=list)
     """Stages of the paper that came before this one and are left out on purpose (Table 9): [2] in
     stage 3 starts it from a run of stage 1, [1] in stage 2 from an adaptor that is new."""

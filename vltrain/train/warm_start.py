@@ -78,16 +78,19 @@ class NextToken(nn.Module):
 
 class TowersApart(nn.Module):
     """What each tower is for, with linear layers that are thrown away: SigLIP tells which tokens
-    the caption holds, from its mean feature; SAM draws each place again, from that place's
-    feature, so that detail and position stay in it."""
+    the caption holds, from its mean feature; SAM, where the model has one, draws each place
+    again, from that place's feature, so that detail and position stay in it. Of a tiled image they
+    see the whole."""
 
     def __init__(self, model: BuiltModel) -> None:
         super().__init__()
         config = model.config
-        assert config.sam is not None, "both towers are warmed up"
-        assert config.siglip is not None, "both towers are warmed up"
-        self.sam, self.siglip = model.tower("sam"), model.tower("siglip")
-        self.drawn = nn.Conv2d(config.sam.out_channels, 3 * DRAWN_SIDE**2, kernel_size=1)
+        assert config.siglip is not None, "the caption's words are SigLIP's"
+        self.siglip = model.tower("siglip")
+        self.sam = None
+        if config.sam is not None:
+            self.sam = model.tower("sam")
+            self.drawn = nn.Conv2d(config.sam.out_channels, 3 * DRAWN_SIDE**2, kernel_size=1)
         self.told = nn.Linear(config.siglip.width, config.language.vocab_size)
         self._encode = model.frozen.encode
         self._captions = 0
@@ -95,9 +98,11 @@ class TowersApart(nn.Module):
 
     def forward(self, batch: MicroBatch) -> Tensor:
         """One micro-batch, one picture per row or more -> scalar, the towers' losses added."""
-        pixels = self._encode(batch.images)
+        pixels = self._encode(batch.whole_images)
         siglip = self.siglip(pixels["siglip_pixels"])["siglip"].mean(1)
         words = -(self.words(batch) * self.told(siglip).log_softmax(-1)).sum(-1).mean()
+        if self.sam is None:
+            return words
         places = self.sam(pixels["sam_pixels"])["sam_last"]
         small = F.adaptive_avg_pool2d(pixels["sam_pixels"], DRAWN_SIDE * places.shape[-1])
         return words + F.mse_loss(self.drawn(places), F.pixel_unshuffle(small, DRAWN_SIDE))
@@ -108,8 +113,7 @@ class TowersApart(nn.Module):
         held = torch.zeros(rows, len(self._with_token))
         learned = batch.targets != IGNORE
         held[learned.nonzero()[:, 0], batch.targets[learned]] = 1.0
-        tokens_per_image = len(batch.image_positions) // max(1, batch.num_images)
-        first = batch.image_positions[:: max(1, tokens_per_image)]
+        first = batch.image_positions[batch.image_tokens.cumsum(0) - batch.image_tokens]
         held = held[first // length]
         self._captions += len(held)
         self._with_token += held.sum(0)
