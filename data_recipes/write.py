@@ -19,6 +19,7 @@ from data_recipes.card import Card
 from data_recipes.split import Split
 from vltrain.data.layout import CARD_NAME
 from vltrain.data.writer import ShardCard, ShardRecord, write_shards
+from vltrain.errors import DataError
 
 SAMPLES_PER_SHARD = 1000
 
@@ -59,7 +60,11 @@ def write_recipe(
     written = _already_there(card, directory)
     if written is not None:
         return written
-    (directory / CARD_NAME).unlink(missing_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / CARD_NAME).unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{directory} cannot be written: {error}; name another folder") from error
     samples: dict[Split, int] = {}
     for split in card.expected:
         records = _counted(recipe.samples(split, limit=limit), card=card, split=split)

@@ -8,6 +8,7 @@ to the lists. A list changes the recipe: a run that goes on with it is another r
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from command_line import with_clean_errors
@@ -27,7 +28,8 @@ def main() -> None:
     if not written:
         raise DataError(f"no record is listed in {', '.join(map(str, ledgers))}: nothing to do")
     for source, (path, records) in written.items():
-        print(f"{records} records of {source}: data.sources.{source}.exclude={path}")
+        word = shlex.quote(f"data.sources.{source}.exclude={path}")
+        print(f"{records} records of {source}: {word}")
     print("Put these words after the others, for launch/prepare.py first and then for train.")
 
 

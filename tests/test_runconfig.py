@@ -254,6 +254,10 @@ REFUSED = [
     ((*DEMO, "optim.lr=nan"), ["optim.lr=nan", "above 0"]),
     ((*DEMO, "optim.beta1=2"), ["optim.beta1=2", "below 1"]),
     ((*DEMO, "optim.beta2=1"), ["optim.beta2=1", "below 1"]),
+    (
+        (*DEMO, "optim.moments=bf16", "optim.beta2=0.999"),
+        ["optim.moments=bf16", "optim.beta2=0.999", "optim.moments=fp32"],
+    ),
     ((*DEMO, "optim.schedule.final_fraction=-1"), ["final_fraction=-1", "between 0 and 1"]),
     ((*DEMO, "evaluate.choices=1"), ["evaluate.choices=1", "at least 2"]),
     *(
@@ -268,6 +272,10 @@ REFUSED = [
     ),
     ((*DEMO, "engine.zero_stage=4"), ["zero_stage=4", "0, 1, 2 or 3"]),
     ((*DEMO, "engine.offload_params=cpu"), ["zero_stage=3"]),
+    (
+        (*DEMO, "+engine.extra.expert_parallel={enabled: true, autoep_size: 2}"),
+        ["engine.extra.expert_parallel", "docs/model.md"],
+    ),
     ((*DEMO, "data.packing.sequence_length=16"), ["sequence_length=16", "16 tokens"]),
     ((*DEMO, "data.packing.sequence_length=100000"), ["max_positions"]),
     ((*DEMO, "data.packing.image_tokens_on_top=true"), ["one budget"]),

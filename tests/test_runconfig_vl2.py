@@ -56,6 +56,7 @@ def test_table_2(compose, size: str, stage: int) -> None:
     ) == TABLE_2[size, stage]
     assert (optim.weight_decay, optim.clip_norm, optim.beta1, optim.beta2) == (0.1, 1.0, 0.9, 0.95)
     assert {part: own.lr_multiplier for part, own in optim.parts.items()} == {"siglip": 0.1}
+    assert optim.moments.value == ("bf16" if size == "base" else "fp32")  # "BF16 Optimizer"
     assert config.data.packing.sequence_length == 4096
     assert not config.data.packing.image_tokens_on_top
 
@@ -136,3 +137,11 @@ def test_the_published_data_sets(compose, stage: int) -> None:
     assert len(set(config.data.mixture.category_weights.values())) <= 1
     text = {n for n, s in config.data.sources.items() if s.modality.value == "language"}
     assert text == ({"text"} if stage == 2 else set())
+
+
+def test_experts_one_by_one_are_not_for_zero_3(compose) -> None:
+    """Their processes stop with DeepSpeed's "disagreement on list length"."""
+    slow = [*words(2, "tiny"), "model.experts=reference"]
+    assert compose(*slow, "engine.zero_stage=2").model.experts.value == "reference"
+    with pytest.raises(ConfigError, match=r"model\.experts=reference with engine\.zero_stage=3"):
+        compose(*slow, "engine.zero_stage=3")

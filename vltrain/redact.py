@@ -71,7 +71,8 @@ class _Redacted(io.TextIOBase):
     """Whole lines, so that no secret is cut in two."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream, self._rest, self._lock = stream, "", threading.Lock()
+        self._stream, self._rest = stream, ""
+        self._lock = threading.RLock()  # what is collected meanwhile may write, too
 
     def write(self, text: str, /) -> int:
         with self._lock:

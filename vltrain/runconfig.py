@@ -24,13 +24,16 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from vltrain.checkpoint.config import CheckpointConfig
 from vltrain.data.config import DataConfig
 from vltrain.engine.config import EngineConfig, Offload
+from vltrain.engine.render import refuse_owned
 from vltrain.errors import ConfigError
 from vltrain.evaluate.config import EvaluateConfig
 from vltrain.metrics.config import MetricsConfig
 from vltrain.models.check import check_model
 from vltrain.models.config import PARTS, ModelConfig
+from vltrain.models.moe_config import ExpertsKind
 from vltrain.models.vision_files import with_described_vit
-from vltrain.optim.config import OptimConfig, ScheduleKind
+from vltrain.optim.check import check_optim
+from vltrain.optim.config import OptimConfig
 from vltrain.redact import redact
 from vltrain.train.config import StabilityConfig, StageConfig
 
@@ -210,10 +213,22 @@ def _absolute(path: str | None) -> str | None:
 def check(config: RunConfig) -> None:
     """Rules that cross sections; each says what was found, what was expected, and what to do."""
     check_model(config.model)
+    refuse_owned(config.engine)
+    _check_experts(config)
     _check_parts(config)
     _check_numbers(config)
     _check_mixture(config)
-    _check_schedule(config)
+    check_optim(config.optim)
+
+
+def _check_experts(config: RunConfig) -> None:
+    one_by_one = config.model.experts is ExpertsKind.reference
+    if one_by_one and config.model.language.moe is not None and config.engine.zero_stage == 3:
+        raise ConfigError(
+            "model.experts=reference with engine.zero_stage=3: it runs a module for each expert "
+            "that has tokens, and processes whose experts differ would gather different weights; "
+            "set model.experts=grouped, or engine.zero_stage=2"
+        )
 
 
 def _check_parts(config: RunConfig) -> None:
@@ -347,39 +362,4 @@ def _check_numbers(config: RunConfig) -> None:
             f"engine.offload_params={config.engine.offload_params.value} needs "
             "engine.zero_stage=3, "
             f"found {config.engine.zero_stage}"
-        )
-
-
-def _check_schedule(config: RunConfig) -> None:
-    schedule = config.optim.schedule
-    if schedule.kind is ScheduleKind.step:
-        if len(schedule.milestones) != len(schedule.factors) or not schedule.milestones:
-            raise ConfigError(
-                f"optim.schedule: kind=step needs as many milestones as factors, found "
-                f"{schedule.milestones} and {schedule.factors}"
-            )
-        if sorted(schedule.milestones) != schedule.milestones or not all(
-            0 < m < 1 for m in schedule.milestones
-        ):
-            raise ConfigError(
-                f"optim.schedule.milestones={schedule.milestones}: rising shares of the steps, "
-                "each between 0 and 1"
-            )
-        if not all(factor >= 0 for factor in schedule.factors):
-            raise ConfigError(
-                f"optim.schedule.factors={schedule.factors}: shares of the peak, each 0 or more"
-            )
-    _check_warmup("optim.schedule", steps=schedule.warmup_steps, of=config.optim.steps)
-    for part, own in config.optim.parts.items():
-        for name in ("lr_multiplier", "weight_decay", "warmup_steps"):
-            value = getattr(own, name)
-            if value is not None and not value >= 0:
-                raise ConfigError(f"optim.parts.{part}.{name}={value}: must not be negative")
-        _check_warmup(f"optim.parts.{part}", steps=own.warmup_steps or 0, of=config.optim.steps)
-
-
-def _check_warmup(where: str, *, steps: int, of: int) -> None:
-    if steps >= of:
-        raise ConfigError(
-            f"{where}.warmup_steps={steps} leaves nothing of optim.steps={of}; lower the warm-up"
         )

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
     "name",
     [
         *("plan_fill", "plan_ratio", "plan_balance", "plan_shuffle", "plan_speed"),
-        *("checkpoint_stall", "checkpoint_bytes", "peak_memory"),
+        *("checkpoint_stall", "checkpoint_bytes", "peak_memory", "experts_grouped"),
     ],
 )
 def test_it_runs_and_writes_its_figures(name: str, tmp_path: Path) -> None:

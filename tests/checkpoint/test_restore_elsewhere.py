@@ -29,12 +29,15 @@ PAIRS = {
         ["zero2", {"zero_stage": 3}],
         ["zero3", {"zero_stage": 1}],
         ["bf16_zero3", {"zero_stage": 1, "dtype": "bf16"}],
+        ["rounded_zero2", {"zero_stage": 0, "moments": "bf16"}],
     ],
     2: [
         ["zero1", {"zero_stage": 1}],
         ["zero3", {"zero_stage": 3}],
         ["bf16_zero1", {"zero_stage": 1, "dtype": "bf16"}],
         ["bf16_zero2", {"zero_stage": 2, "dtype": "bf16"}],
+        ["rounded_zero2", {"zero_stage": 2, "moments": "bf16"}],
+        ["rounded_bf16_zero1", {"zero_stage": 1, "dtype": "bf16", "moments": "bf16"}],
     ],
     3: [
         ["zero0", {"zero_stage": 2}],
@@ -43,6 +46,7 @@ PAIRS = {
         ["zero2", {"zero_stage": 0}],
         ["bf16_zero1", {"zero_stage": 2, "dtype": "bf16"}],
         ["bf16_zero2", {"zero_stage": 3, "dtype": "bf16"}],
+        ["rounded_zero2", {"zero_stage": 3, "moments": "bf16"}],
     ],
 }
 
@@ -54,6 +58,8 @@ PAIRS = {
 def test_training_goes_on_as_if_never_stopped(tmp_path: Path, numbers: list[int]) -> None:
     engines = {f"zero{n}": {"zero_stage": n} for n in range(4)}
     engines |= {f"bf16_zero{n}": {"zero_stage": n, "dtype": "bf16"} for n in (1, 2, 3)}
+    engines["rounded_zero2"] = {"zero_stage": 2, "moments": "bf16"}
+    engines["rounded_bf16_zero1"] = {"zero_stage": 1, "dtype": "bf16", "moments": "bf16"}
     root = str(tmp_path / "run")
     saved = toy.launch(
         "save",
@@ -63,6 +69,8 @@ def test_training_goes_on_as_if_never_stopped(tmp_path: Path, numbers: list[int]
     )[0]
     for name in engines:
         assert saved[f"{name} again"] == saved[name], "a rollback in the running process"
+    assert saved["rounded_zero2"] != saved["zero2"], "moments were not rounded"
+    assert_same_training(saved["rounded_zero2"], saved["zero2"], tolerance=0.02)
     for processes in numbers:
         results = toy.launch(
             "restore",
@@ -73,5 +81,5 @@ def test_training_goes_on_as_if_never_stopped(tmp_path: Path, numbers: list[int]
         for (name, _), rows in zip(PAIRS[processes], results[0], strict=True):
             if processes == 2:  # nothing changed: equal to the last bit
                 assert rows == saved[name]
-            tolerance = 0.02 if name.startswith("bf16") else 2e-5
+            tolerance = 2e-5 if name.startswith("zero") else 0.02
             assert_same_training(rows, saved[name], tolerance=tolerance)

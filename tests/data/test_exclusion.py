@@ -68,7 +68,19 @@ def test_keys_with_other_line_separators(tmp_path: Path) -> None:
     assert read_exclusions(str(path)).keys == {"a.tar": {"x\u2028y", "z"}}
 
 
-@pytest.mark.parametrize("text", ["{", "[]\n", '{"shard": "a.tar", "key": "1"}\n'])
+def test_a_folder_for_lists_that_cannot_be_made(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append([fault("a.tar", "1")], step=1)
+    with pytest.raises(
+        DataError, match=r"list .*ledger\.jsonl/s\.jsonl cannot be written: .*exists"
+    ):
+        write_exclusions([ledger.path], ledger.path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", '{"shard": 1, "key": "1", "reason": "r"}', "[]\n", '{"shard": "a.tar", "key": "1"}\n'],
+)
 def test_what_is_no_list(tmp_path: Path, text: str) -> None:
     (tmp_path / "s.jsonl").write_text(text)
     with pytest.raises(DataError, match=r"s\.jsonl:1: each row of this exclusion list is"):

@@ -47,6 +47,12 @@ def read(path: Path) -> list[dict[str, object]]:
     return list(webdataset.WebDataset(str(path), shardshuffle=False))
 
 
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file/toy cannot be written: .*; name another folder"):
+        write_recipe(Recipe(), tmp_path / "file")
+
+
 def test_layout_and_stock_reading(tmp_path: Path) -> None:
     written = write_recipe(Recipe(), tmp_path, samples_per_shard=3)
     assert written.samples == {Split.train: 5, Split.held_out: 2}

@@ -5,8 +5,8 @@ what trains, "overrides": of that config, "recompute": how every part's layers a
 "zero_stages": under which it trains}.
 
 Rank 0 writes, per case, ZeRO stage and step, the loss, the largest difference of any parameter and
-of the routers' corrections, which trained tensors have not moved since the start, and how many
-frozen ones have moved by a bit.
+of the routers' corrections, how many experts each rank left without a token, which trained tensors
+have not moved since the start, and how many frozen ones have moved by a bit.
 """
 
 from __future__ import annotations
@@ -123,6 +123,12 @@ def corrections(built: BuiltModel) -> torch.Tensor:
     return balance.corrections
 
 
+def idle_experts(built: BuiltModel) -> int:
+    """How many experts had no token of this rank in the micro-batch just computed, over layers."""
+    balance = balance_of(built)
+    return 0 if balance is None else int((balance._loads == 0).sum())
+
+
 def frozen_tensors(engine: Engine, built: BuiltModel) -> dict[str, torch.Tensor]:
     """Copies of all that does not train, inside the engine and outside it."""
     return {
@@ -168,12 +174,14 @@ def train(zero_stage: int, case: dict) -> list[dict[str, float]]:
             name: float((parameter.detach() - initial[name]).abs().max())
             for name, parameter in reference.module.named_parameters()
         }
+        idle = distributed.gather_objects(idle_experts(built))
         # The reference has counted both ranks' tokens: its corrections move as theirs together.
         correction, expected = corrections(built), corrections(reference)
         apart = float((correction - expected).abs().max())
         rows.append(
             {
                 "loss": sum(loss.item() for loss in losses),
+                "idle_experts": idle,
                 "corrections_apart": max(distributed.gather_objects(apart)),
                 "corrections_moved": float(correction.abs().max()),
                 "moved": max(moved.values()),

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,7 +25,13 @@ from vltrain.engine.config import Dtype, EngineConfig, Offload
 from vltrain.engine.engine import Engine, build_engine
 from vltrain.engine.fragments import FragmentKind
 from vltrain.engine.start import start
-from vltrain.optim.config import OptimConfig, PartOptimConfig, ScheduleConfig, ScheduleKind
+from vltrain.optim.config import (
+    Moments,
+    OptimConfig,
+    PartOptimConfig,
+    ScheduleConfig,
+    ScheduleKind,
+)
 from vltrain.optim.groups import parameter_groups
 from vltrain.optim.schedules import learning_rate
 
@@ -92,7 +99,7 @@ def targets_of(kinds: list[str]) -> int:
 
 
 def make_engine(options: dict, *, kinds: list[str]) -> Engine:
-    """options: of EngineConfig, in plain words, and obey_rule of the toy."""
+    """options: of EngineConfig, in plain words; obey_rule of the toy; moments of OptimConfig."""
     options = dict(options)
     module = Toy(obey_rule=options.pop("obey_rule", True))
     config = EngineConfig(
@@ -102,9 +109,10 @@ def make_engine(options: dict, *, kinds: list[str]) -> Engine:
         offload_params=Offload(options.get("offload_params", "none")),
         param_persistence_threshold=options.get("param_persistence_threshold", 0),
     )
+    optim = replace(OPTIM, moments=Moments(options.get("moments", "fp32")))
     return build_engine(
         module,
-        groups=parameter_groups(module.named_parameters(), part_of=part_of, config=OPTIM),
+        groups=parameter_groups(module.named_parameters(), part_of=part_of, config=optim),
         config=config,
         clip_norm=OPTIM.clip_norm,
         micro_batch_size=2,

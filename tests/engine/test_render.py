@@ -6,7 +6,7 @@ import pytest
 
 from vltrain.engine.config import Dtype, EngineConfig, Offload
 from vltrain.engine.render import frozen_dtype, parameter_dtype, render
-from vltrain.errors import EngineError
+from vltrain.errors import ConfigError, EngineError
 
 
 def rendered(config: EngineConfig, *, device_type: str = "cuda") -> dict[str, Any]:
@@ -103,6 +103,34 @@ def test_extra_keys_are_passed_on() -> None:
     ("extra", "words"),
     [
         (
+            {"optimizer": {"type": "Adam"}},
+            r"engine\.extra\.optimizer is not taken.*Instead: optim\.",
+        ),
+        ({"scheduler": {"type": "WarmupLR"}}, r"Instead: optim\.schedule"),
+        ({"train_batch_size": 64}, r"Instead: data\.batch\.sequences"),
+        ({"pipeline": {"stages": 2}}, r"Instead: nothing, there is no pipeline parallelism"),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, r"accumulated in fp32"),
+        (  # DeepSpeed finds no layer of experts by itself, says so in a warning, and trains on
+            {"expert_parallel": {"enabled": True, "autoep_size": 2}},
+            r"engine\.extra\.expert_parallel .*no expert parallelism.*docs/model\.md, Expert",
+        ),
+        ({"autoep": {"enabled": True}}, r"engine\.extra\.autoep .*no expert parallelism"),
+    ],
+)
+def test_keys_that_something_else_sets_are_refused(extra: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        rendered(EngineConfig(zero_stage=2, extra=extra))
+
+
+def test_a_key_that_says_what_is_rendered_anyway_is_no_contradiction() -> None:
+    same = {"data_types": {"grad_accum_dtype": "fp32"}, "pipeline": None}
+    assert rendered(EngineConfig(zero_stage=2, extra=same))["data_types"] == same["data_types"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (
             {"gradient_clipping": 1.0},
             r"gradient_clipping=1\.0 .* gives 0\.0\. Set optim\.clip_norm",
         ),
@@ -111,12 +139,6 @@ def test_extra_keys_are_passed_on() -> None:
             r"engine\.extra\.zero_optimization\.stage=3 .* gives 2\. Set engine\.zero_stage",
         ),
         ({"bf16": {"enabled": False}}, r"Set engine\.dtype instead"),
-        (
-            {"optimizer": {"type": "Adam"}},
-            r"engine\.extra\.optimizer is not taken.*Instead: optim\.",
-        ),
-        ({"scheduler": {"type": "WarmupLR"}}, r"Instead: optim\.schedule"),
-        ({"train_batch_size": 64}, r"Instead: data\.batch\.sequences"),
         (
             {"gradient_accumulation_steps": 8},
             r"Set data\.batch\.sequences and data\.batch\.micro instead",
@@ -134,8 +156,6 @@ def test_extra_keys_are_passed_on() -> None:
             r"Set engine\.bucket_elements instead",
         ),
         ({"communication_data_type": "bf16"}, r"Set engine\.reduce_dtype instead"),
-        ({"pipeline": {"stages": 2}}, r"Instead: nothing, there is no pipeline parallelism"),
-        ({"data_types": {"grad_accum_dtype": "bf16"}}, r"accumulated in fp32"),
         ({"zero_optimization": {"contiguous_gradients": False}}, r"we depend on our value"),
     ],
 )

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from launching import DEMO, Stages, launch, python, rows_of
+from forked import run_forked
+from launching import DEMO, Stages, rows_of
 from model_choices import CLIP
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -18,7 +19,7 @@ FEW = ("optim.steps=2", "optim.schedule.warmup_steps=0", "metrics.wandb.enabled=
 
 
 def trained(workspace: Path, *words: str) -> None:
-    ended = launch(python(), *words, *DEMO, *FEW, cwd=workspace)
+    ended = run_forked(*words, *DEMO, *FEW, processes=1, cwd=workspace)
     assert ended.code == 0, ended.err
 
 

@@ -24,6 +24,8 @@ def test_words_for_the_next_prepare(tmp_path: Path) -> None:
     path = tmp_path / "lists" / "web.jsonl"
     assert f"1 records of web: data.sources.web.exclude={path}" in result.stdout
     assert json.loads(path.read_text())["key"] == "7"
+    spaced = run(str(tmp_path / "run"), "--out", str(tmp_path / "my lists"))
+    assert f"'data.sources.web.exclude={tmp_path}/my lists/web.jsonl'" in spaced.stdout
 
 
 def test_nothing_to_do(tmp_path: Path) -> None:

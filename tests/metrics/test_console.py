@@ -30,6 +30,14 @@ def test_the_line_says_where_training_is(make_row):
     sink.close()
 
 
+def test_the_line_shows_the_layer_whose_experts_are_spread_worst(make_row):
+    stream = io.StringIO()
+    sink = ConsoleSink(stream, steps=11, clock=Clock())
+    routers = {"max_over_mean": [1.5, 3.0, 1.25], "entropy": [0.9, 0.75, 1.0]}
+    sink.write(make_row(1, routers=routers))
+    assert stream.getvalue().endswith("wait 25%  experts 3.00x  left 20s\n")
+
+
 def test_plain_lines_come_every_ten_seconds_and_at_the_end(make_row):
     stream, clock = io.StringIO(), Clock()
     sink = ConsoleSink(stream, steps=30, clock=clock)

@@ -100,6 +100,17 @@ def test_a_point_holds_the_sums_of_its_steps(make_row):
     assert metrics["throughput/rank_imbalance"] == 1.25
 
 
+def test_a_point_shows_the_layer_whose_experts_are_spread_worst(make_row):
+    interval = Interval()
+    routers = {"max_over_mean": [1.5, 3.0, 1.25], "entropy": [0.9, 0.75, 1.0]}
+    interval.add(make_row(1, routers=routers))
+    metrics = wandb_metrics(interval.take())
+    assert metrics["routers/max_over_mean"] == 3.0
+    assert metrics["routers/entropy"] == 0.75
+    interval.add(make_row(2))
+    assert not [name for name in wandb_metrics(interval.take()) if name.startswith("routers")]
+
+
 def open_sink(directory, *, run_id=None, mode="auto"):
     return WandbSink(
         WandbConfig(mode=WandbMode(mode)),

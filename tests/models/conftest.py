@@ -83,11 +83,14 @@ def small_vl2(config_of: Callable[..., ModelConfig]) -> Callable[..., ModelConfi
 
     def make(variant: str, **fields: Any) -> ModelConfig:
         moe: dict[str, Any] = {"shared": 2}
+        router: dict[str, float] = {}
         if variant != "base":
             moe |= {"scoring": "softmax", "selection": "greedy"}
             moe |= {"normalise_weights": False, "scale": 1.0}
+            router = {"correction_step": 0.0}
         attention = {"mla": None} if variant == "tiny" else {}
-        return config_of("tiny_vl2", {"language": {"moe": moe, **attention, **fields}})
+        language = {"moe": moe, **attention, **fields}
+        return config_of("tiny_vl2", {"language": language, "router": router})
 
     return make
 

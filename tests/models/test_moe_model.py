@@ -11,6 +11,7 @@ from moe_samples import VARIANTS
 from vltrain.batch import IGNORE
 from vltrain.errors import ConfigError
 from vltrain.models.build import build_model
+from vltrain.models.check import check_model
 
 MOE = {"experts": 8, "per_token": 2, "ffn": 16}
 MLA = {"kv_rank": 8, "nope_dim": 8, "rope_dim": 4, "value_dim": 6}
@@ -92,6 +93,31 @@ def test_the_penalty_counts_by_label_tokens(moe, build, pack):
     )
 
 
+def test_a_sequences_penalty_weighs_by_its_label_tokens(moe, build, pack):
+    """Twice the labels, twice the gradient: divided by the step's labels, a weighted mean."""
+    name = "language.model.layers.1.mlp.gate.weight"
+
+    def of_penalty(labels: int):
+        gradients = []
+        for weight in (0.0, 0.5):
+            config = moe("small", router={"penalty_weight": weight})
+            built = build(config)
+            batch = pack(config, [[(12, 0)]])
+            kept = (batch.targets != IGNORE).nonzero()[:labels]
+            assert len(kept) == labels
+            few = batch.targets.new_full(batch.targets.shape, IGNORE)
+            few[tuple(kept.T)] = batch.targets[tuple(kept.T)]
+            batch.targets.copy_(few)
+            batch.run(built).backward()
+            gradients.append(built.module.get_parameter(name).grad)
+        return gradients[1] - gradients[0]
+
+    once, twice = of_penalty(4), of_penalty(8)
+    assert once.abs().max() > 1e-2
+    torch.testing.assert_close(twice, 2 * once, rtol=1e-3, atol=1e-5)
+    assert of_penalty(0).abs().max() == 0
+
+
 def test_loads_are_counted_in_training_alone_and_without_padding(moe, build, pack):
     config = moe("base")
     built = build(config)
@@ -137,3 +163,20 @@ def test_sizes_that_do_not_fit(config_of, language, message):
             device="meta",
             seed=0,
         )
+
+
+@pytest.mark.parametrize(
+    ("language", "router", "message"),
+    [
+        ({}, {"penalty_weight": 0.001}, r"moe is not set: there are no routers to balance"),
+        ({}, {"correction_step": 0.001}, r"moe is not set: there are no routers to balance"),
+        (
+            {"moe": MOE},
+            {"correction_step": 0.001},
+            r"correction_step is 0\.001 and model\.language\.moe\.selection is greedy",
+        ),
+    ],
+)
+def test_balancing_that_nothing_would_do(config_of, language, router, message):
+    with pytest.raises(ConfigError, match=message):
+        check_model(config_of("tiny", {"language": language, "router": router}))

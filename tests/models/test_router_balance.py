@@ -11,7 +11,7 @@ from vltrain.models.moe_config import MoeConfig, Scoring
 from vltrain.models.router import Router, balance_penalty
 from vltrain.models.router_balance import RouterBalance, statistics
 
-STEP = 0.003
+STEP = 0.001  # Base's (DeepSeek-VL2 Table 2)
 TOKENS = 4096
 
 

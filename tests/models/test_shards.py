@@ -71,3 +71,27 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path):
     write_shards(tmp_path, shapes=shapes, read=read, dtype=torch.float32, shard_bytes=5 * 4000)
     assert peak[0] == 1
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_some_tensors_stay_in_float32_and_lie_at_multiples_of_their_size(tmp_path):
+    """Three numbers of two bytes before one of four would leave it at an odd place."""
+    tensors = {"a": torch.arange(3.0), "exact": torch.tensor([1 + 2**-20]), "z": torch.ones(1)}
+    write_shards(
+        tmp_path,
+        shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        read=tensors.__getitem__,
+        dtype=torch.bfloat16,
+        shard_bytes=10**9,
+        in_float32=["exact"],
+    )
+    found = load_file(tmp_path / "model.safetensors")
+    assert {name: tensor.dtype for name, tensor in found.items()} == {
+        "a": torch.bfloat16,
+        "exact": torch.float32,
+        "z": torch.bfloat16,
+    }
+    assert torch.equal(found["exact"], tensors["exact"])
+    stored = (tmp_path / "model.safetensors").read_bytes()
+    header = json.loads(stored[8 : 8 + int.from_bytes(stored[:8], "little")])
+    assert header["exact"]["data_offsets"] == [0, 4]
+    assert header["a"]["data_offsets"] == [4, 10]

@@ -10,6 +10,7 @@ class CheckpointConfig:
     every_steps: int = 1000
     """Steps between checkpoints; the stage's end always has one."""
     keep_last: int = 3
+    """A good one that the run could go back to is kept besides, where it is not among these."""
     keep_every_steps: int = 0
     """Also keep every checkpoint whose step is a multiple of this; 0 keeps none beyond
     keep_last."""

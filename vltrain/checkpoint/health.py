@@ -9,9 +9,9 @@ checkpoint is good where
 - no rollback has left it behind, and
 - an update was made on top of it: a loss and gradients of just these weights were finite.
 
-The first three are known when it is written and recorded with it; the last one only when somebody
-asks. Rejected: trying the weights of the newest one on a batch before it is called good, which
-costs a step at every save and shows no more than the next step does.
+The first two are known when it is written and recorded with it, the others depend on what came
+afterwards and show when somebody asks. Rejected: trying the weights of the newest one on a batch
+before it is called good, which costs a step at every save and shows no more than the next step.
 """
 
 from __future__ import annotations

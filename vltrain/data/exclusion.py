@@ -52,6 +52,7 @@ def read_exclusions(path: str | None) -> ExclusionList:
 def write_exclusions(ledgers: Sequence[Path], folder: Path) -> dict[str, tuple[Path, int]]:
     """One list for each source that the ledgers name: (file, records) by source. Records that an
     earlier list in the folder names stay on it: what is left out of a run never reaches its ledger.
+    Raises DataError for a file that is no ledger, and where a list cannot be written.
     """
     listed: dict[str, dict[tuple[str, str], str]] = {}
     for ledger in ledgers:
@@ -68,8 +69,11 @@ def write_exclusions(ledgers: Sequence[Path], folder: Path) -> dict[str, tuple[P
             json.dumps({"shard": shard, "key": key, "reason": reason}, ensure_ascii=False) + "\n"
             for (shard, key), reason in sorted(records.items())
         ]
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(lines), encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(lines), encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"the exclusion list {path} cannot be written: {error}") from error
         written[source] = (path, len(records))
     return written
 
@@ -80,7 +84,8 @@ def _rows(path: Path, *, what: str, schema: int | None = None) -> Iterable[dict[
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the {what} {path} cannot be read: {error}") from error
-    needed = {"shard", "key", "reason"} | ({"source", "schema"} if schema is not None else set())
+    texts = {"shard", "key", "reason"} | ({"source"} if schema is not None else set())
+    needed = texts | ({"schema"} if schema is not None else set())
     # Not splitlines: a key may hold other separators, which JSON leaves as they are.
     *lines, last = text.split("\n")
     if schema is None and last:  # of a ledger, it is what a killed run left
@@ -90,10 +95,11 @@ def _rows(path: Path, *, what: str, schema: int | None = None) -> Iterable[dict[
             row = json.loads(line)
         except ValueError:
             row = None
-        if not isinstance(row, dict) or not needed <= row.keys():
+        is_row = isinstance(row, dict) and needed <= row.keys()
+        if not is_row or not all(isinstance(row[name], str) for name in texts):
             raise DataError(
                 f"{path}:{number}: each row of this {what} is a JSON object with "
-                f"{sorted(needed)}; found {line.strip()[:60]!r}"
+                f"{sorted(needed)} ({sorted(texts)} are texts); found {line.strip()[:60]!r}"
             )
         if schema is not None and row["schema"] != schema:
             raise DataError(

@@ -125,7 +125,8 @@ def find_shards(source: str, path: str) -> list[Path]:
     path.
 
     Raises DataError (what was looked for, where, remedy) when nothing or less than what is named
-    is there, and for compressed tars, which cannot be read at known offsets.
+    is there, for links to files that are gone, for names that are not UTF-8, and for compressed
+    tars, which cannot be read at known offsets.
     """
     names = expand_braces(path)
     if len(names) == 1 and Path(path).is_dir():

@@ -30,8 +30,8 @@ class EngineConfig:
     offload_optimizer: Offload = Offload.none
     offload_params: Offload = Offload.none
     timeout_seconds: int = 600
-    """Longest that anything may stand still, waiting for another rank included; the run ends then,
-    with the reason."""
+    """Longest that anything may stand still while it trains, waiting for another rank included;
+    the run ends then, with the reason."""
     start_seconds: int = 1800
     """Longest for one thing that a rank does before the first step: finding the checkpoint, opening
     the data, building the model, loading weights; the run ends then, with the reason."""

@@ -25,6 +25,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from torch import nn
 
 from vltrain import distributed
@@ -33,6 +34,7 @@ from vltrain.engine.config import EngineConfig, Offload
 from vltrain.engine.fragments import Fragment, Read
 from vltrain.engine.render import parameter_dtype, render
 from vltrain.errors import EngineError
+from vltrain.optim.adamw import make_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +185,9 @@ def build_engine(
     if parameter_dtype(config) == "float32":
         module.float()
     fused = device.type == "cuda" or config.offload_optimizer != Offload.none
-    optimizer = torch.optim.AdamW(groups, lr=0.0, fused=fused)
+    optimizer = make_optimizer(groups, fused=fused)
+    if type(optimizer) not in ZERO_SUPPORTED_OPTIMIZERS:  # else every run would warn of it
+        ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))
     # Its bf16 optimizer prints memory reports.
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         wrapped, *_ = deepspeed.initialize(

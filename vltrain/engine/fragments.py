@@ -23,6 +23,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
 from vltrain import distributed
+from vltrain.optim.adamw import Bf16MomentsAdamW
 
 
 class FragmentKind(str, Enum):
@@ -190,8 +191,9 @@ def _state_of(engine: Any, flat: torch.Tensor, *, updates: int) -> dict[str, tor
     if not state:
         fused = bool(optimizer.defaults.get("fused"))
         state["step"] = torch.zeros((), device=flat.device if fused else "cpu")
+        dtype = torch.bfloat16 if isinstance(optimizer, Bf16MomentsAdamW) else flat.dtype
         for kind in MOMENTS:
-            state[kind.value] = torch.zeros_like(flat, memory_format=torch.preserve_format)
+            state[kind.value] = torch.zeros_like(flat, dtype=dtype)
     state["step"].fill_(float(updates))
     return state
 

@@ -15,8 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from vltrain.engine.config import Dtype, EngineConfig, Offload
-from vltrain.errors import EngineError
+from vltrain.errors import ConfigError, EngineError
 
+_NO_EXPERT_PARALLELISM = (
+    "nothing, there is no expert parallelism: engine.zero_stage shares experts out like all other "
+    "weights (docs/model.md, Expert parallelism, says what was tried)"
+)
 _OWNED = {
     "optimizer": "optim.* (the optimizer is torch's AdamW)",
     "scheduler": "optim.schedule.*",
@@ -34,6 +38,8 @@ _OWNED = {
     "pipeline": "nothing, there is no pipeline parallelism",
     "compression_training": "nothing, there is no compression",
     "progressive_layer_drop": "nothing, every layer runs",
+    "expert_parallel": _NO_EXPERT_PARALLELISM,
+    "autoep": _NO_EXPERT_PARALLELISM,
 }
 """DeepSpeed keys that would change what is learned behind the run config's back, and what sets
 it."""
@@ -62,8 +68,10 @@ def render(
     micro_batches_per_step: int,
     device_type: str,
 ) -> dict[str, Any]:
-    """The dict for ``deepspeed.initialize``. Raises EngineError for settings that contradict."""
+    """The dict for ``deepspeed.initialize``. Raises EngineError for settings that contradict, and
+    what ``refuse_owned`` raises."""
     _check(config)
+    refuse_owned(config)
     rendered: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": micro_batches_per_step,
@@ -73,17 +81,23 @@ def render(
         "zero_optimization": _zero(config, device_type=device_type),
         # Our optimizer is torch's own also where its states are offloaded.
         "zero_force_ds_cpu_optimizer": False,
-        "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": config.reduce_dtype.value,
-        "bf16": {"enabled": False},
+        **_precision(config),
     }
-    if config.dtype == Dtype.bf16 and config.zero_stage == 0:
-        # DeepSpeed has no fp32 accumulation for bf16 parameters without ZeRO. So parameters stay
-        # in fp32 and the matrix products are in bf16; memory is no matter where ZeRO 0 fits.
-        rendered["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    elif config.dtype == Dtype.bf16:
-        rendered["bf16"] = {"enabled": True}
-    return _merge(rendered, config.extra)
+    _merge_into(rendered, config.extra, path="")
+    return rendered
+
+
+def refuse_owned(config: EngineConfig) -> None:
+    """Raises ConfigError where ``engine.extra`` has a key that something else sets; read when a
+    config is checked, before anything is started."""
+    ours = _precision(config)
+    for key, value in config.extra.items():
+        if key in _OWNED and value != ours.get(key):
+            raise ConfigError(
+                f"engine.extra.{key} is not taken: it would contradict the run config. "
+                f"Instead: {_OWNED[key]}."
+            )
 
 
 def parameter_dtype(config: EngineConfig) -> str:
@@ -115,6 +129,18 @@ def _check(config: EngineConfig) -> None:
         )
 
 
+def _precision(config: EngineConfig) -> dict[str, Any]:
+    precision: dict[str, Any] = {
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "bf16": {"enabled": config.dtype == Dtype.bf16 and config.zero_stage > 0},
+    }
+    if config.dtype == Dtype.bf16 and config.zero_stage == 0:
+        # DeepSpeed has no fp32 accumulation for bf16 parameters without ZeRO. So parameters stay
+        # in fp32 and the matrix products are in bf16; memory is no matter where ZeRO 0 fits.
+        precision["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    return precision
+
+
 def _zero(config: EngineConfig, *, device_type: str) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.zero_stage == 0:
@@ -134,18 +160,6 @@ def _zero(config: EngineConfig, *, device_type: str) -> dict[str, Any]:
         if config.offload_params != Offload.none:
             zero["offload_param"] = {"device": "cpu", "pin_memory": device_type == "cuda"}
     return zero
-
-
-def _merge(rendered: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    for key in extra:
-        if key in _OWNED and extra[key] != rendered.get(key):
-            raise EngineError(
-                f"engine.extra.{key} is not taken: it would contradict the run config. "
-                f"Instead: {_OWNED[key]}."
-            )
-    merged = copy.deepcopy(rendered)
-    _merge_into(merged, extra, path="")
-    return merged
 
 
 def _merge_into(target: dict[str, Any], extra: Mapping[str, Any], *, path: str) -> None:

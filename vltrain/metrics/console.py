@@ -95,6 +95,8 @@ def progress_line(summary: IntervalSummary, *, steps: int, seconds_left: float) 
         f"wait {100 * summary.data_wait_share:.0f}%",
         f"left {clock_words(seconds_left)}",
     ]
+    if row.routers is not None:  # of the layer that is spread worst
+        words.insert(-1, f"experts {max(row.routers['max_over_mean']):.2f}x")
     if summary.skipped:
         words.append(f"{summary.skipped} SKIPPED")
     return "  ".join(words)

@@ -191,4 +191,7 @@ def wandb_metrics(summary: IntervalSummary) -> dict[str, float]:
         "throughput/model_flops_per_second": summary.flops_per_second,
         "throughput/rank_imbalance": summary.rank_imbalance,
     }
+    if row.routers is not None:  # of the last step, the layer that is spread worst
+        metrics["routers/max_over_mean"] = max(row.routers["max_over_mean"])
+        metrics["routers/entropy"] = min(row.routers["entropy"])
     return {name: value for name, value in metrics.items() if value is not None}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vltrain.errors import ConfigError
 from vltrain.models.config import AdaptorKind, ModelConfig, VitConfig
-from vltrain.models.vl2_check import check_experts, check_tiles
+from vltrain.models.vl2_check import check_experts, check_router, check_tiles
 from vltrain.processing.geometry import patch_grid
 
 _ONE_TOWER = (AdaptorKind.mlp, AdaptorKind.tiles)
@@ -22,6 +22,7 @@ def check_model(config: ModelConfig) -> None:
     _check_grids(config)
     check_tiles(config)
     check_experts(config.language)
+    check_router(config)
     if config.image_token_id >= config.language.vocab_size:
         raise ConfigError(
             f"model.image_token_id is {config.image_token_id} but model.language.vocab_size is "

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers.cache_utils import Cache
 from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
@@ -81,9 +82,20 @@ class MoeBlock(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """states (B, T, width), real bool (B, T) -> states, penalty (B,) and load (experts,)."""
         experts, weights, scores = self.gate(states, correction)
-        routed = self.experts(states.flatten(0, 1), experts.flatten(0, 1), weights.flatten(0, 1))
+        routed = self._routed(states.flatten(0, 1), experts.flatten(0, 1), weights.flatten(0, 1))
         penalty, load = balance_penalty(scores, experts=experts, real=real)
         return routed.view_as(states) + self.shared_experts(states), penalty, load.sum(dim=0)
+
+    def _routed(self, states: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """states (N, width), experts int64 and weights (N, k) -> (N, width). Autocast knows no
+        grouped products and would leave them in the parameters' float32, for which a GPU has no
+        grouped kernel; so what it does for linear layers is done here."""
+        device = states.device.type
+        if not torch.is_autocast_enabled(device):
+            return self.experts(states, experts, weights)
+        dtype = torch.get_autocast_dtype(device)
+        cast = {name: parameter.to(dtype) for name, parameter in self.experts.named_parameters()}
+        return functional_call(self.experts, cast, (states.to(dtype), experts, weights))
 
 
 class MoeLayer(nn.Module):

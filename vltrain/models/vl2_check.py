@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from vltrain.errors import ConfigError
 from vltrain.models.config import Activation, AdaptorKind, LanguageConfig, ModelConfig
+from vltrain.models.moe_config import Selection
 
 
 def check_experts(config: LanguageConfig) -> None:
@@ -40,6 +41,23 @@ def check_experts(config: LanguageConfig) -> None:
     if moe.shared < 1:
         raise ConfigError(
             f"model.language.moe.shared is {moe.shared}: expected at least one shared expert"
+        )
+
+
+def check_router(config: ModelConfig) -> None:
+    """Raises ConfigError where ``router`` asks for what the model's routers would not do."""
+    router, moe = config.router, config.language.moe
+    if moe is None and (router.penalty_weight or router.correction_step):
+        raise ConfigError(
+            f"model.router.penalty_weight is {router.penalty_weight} and correction_step "
+            f"{router.correction_step}, and model.language.moe is not set: there are no routers "
+            "to balance; leave both at 0"
+        )
+    if router.correction_step and moe is not None and moe.selection is Selection.greedy:
+        raise ConfigError(
+            f"model.router.correction_step is {router.correction_step} and "
+            "model.language.moe.selection is greedy, which chooses without corrections; set "
+            "selection=noaux_tc or correction_step=0"
         )
 
 

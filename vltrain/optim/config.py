@@ -14,6 +14,13 @@ class ScheduleKind(str, Enum):
     constant = "constant"
 
 
+class Moments(str, Enum):
+    """Type that AdamW's two moments are kept in; masters and gradients are fp32 in any case."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"  # DeepSeek-VL2-Base (Table 2, "BF16 Optimizer"; of which states is not said)
+
+
 @dataclass
 class ScheduleConfig:
     """Learning rate over the steps of a stage, after a linear warm-up from 0."""
@@ -47,6 +54,7 @@ class OptimConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.0
+    moments: Moments = Moments.fp32
     clip_norm: float = 1.0
     """Global gradient norm; 0 turns clipping off. Always handed to DeepSpeed explicitly."""
     steps: int = MISSING

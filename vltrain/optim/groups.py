@@ -25,10 +25,10 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters: exactly those with ``requires_grad``, each in one group.
 
-    Each group has ``params``, ``names``, ``part``, ``weight_decay``, ``betas``, ``eps`` and ``lr``
-    (0: the engine sets it before every update). Where weight decay is on, tensors of one dimension
-    (biases, norms, alpha) are in a group of their own without it. Raises ConfigError when nothing
-    trains or ``optim.parts`` names a part that does not train.
+    Each group has ``params``, ``names``, ``part``, ``weight_decay``, ``betas``, ``eps``,
+    ``moments`` and ``lr`` (0: the engine sets it before every update). Where weight decay is on,
+    tensors of one dimension (biases, norms, alpha) are in a group of their own without it. Raises
+    ConfigError when nothing trains or ``optim.parts`` names a part that does not train.
     """
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, parameter in named_parameters:
@@ -47,6 +47,7 @@ def parameter_groups(
                 "weight_decay": decay if decays else 0.0,
                 "betas": (config.beta1, config.beta2),
                 "eps": config.eps,
+                "moments": config.moments,
                 "lr": 0.0,
             },
         )

@@ -186,7 +186,7 @@ class Watchdog:
         self._beats += 1
         beat = {"state": state, "count": self._beats, "who": self._who, "doing": self._doing.what}
         self._board.set(f"beat/{self._rank}", json.dumps(beat))
-        if state == "beating":
+        if state == "beating" and not self._done.is_set():
             # For C code that holds the interpreter's lock, and so this thread too.
             seconds = self._limits.end_seconds + 2 * self._limits.beat_seconds
             faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
