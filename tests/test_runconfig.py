@@ -369,9 +369,13 @@ def test_unknown_names_list_the_choices(compose) -> None:
         compose("stage=2", "model=llava")
     with pytest.raises(ConfigCompositionException, match=r"optim\.lrr"):
         compose("stage=2", "optim.lrr=1")
-    with pytest.raises(ConfigCompositionException) as refused:
-        compose("stage=2", "metrics.wandb.mode=on")
-    assert "expected one of [auto, online, offline]" in str(refused.value.__cause__)
+    for word, choices in (
+        ("metrics.wandb.mode=on", "auto, online, offline"),
+        ("model.attention=flash_attention_2", "sdpa, eager"),  # others do not isolate documents
+    ):
+        with pytest.raises(ConfigCompositionException) as refused:
+            compose("stage=2", word)
+        assert f"expected one of [{choices}]" in str(refused.value.__cause__)
     with pytest.raises(ConfigError, match=r"1 \(align\), 2 \(pretrain\), 3 \(finetune\)"):
         policy_of(4)
 
