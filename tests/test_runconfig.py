@@ -305,8 +305,14 @@ REFUSED = [
     ),
     ((*DEMO, "optim.parts.adaptor.warmup_steps=-1"), ["adaptor.warmup_steps=-1: must not"]),
     ((*DEMO, "optim.schedule.factors=[0.5,-0.1]"), ["factors=[0.5, -0.1]", "0 or more"]),
-    ((*DEMO, "model.router.penalty_weight=-1"), ["penalty_weight=-1.0: must not be negative"]),
-    ((*DEMO, "model.router.correction_step=-1"), ["correction_step=-1.0: must not be negative"]),
+    (
+        (*DEMO, "model=tiny_vl2", "model.router.penalty_weight=-1"),
+        ["penalty_weight=-1.0: must not be negative"],
+    ),
+    (
+        (*DEMO, "model=tiny_vl2", "model.router.correction_step=-1"),
+        ["correction_step=-1.0: must not be negative"],
+    ),
     ((*DEMO, "run.seed=-1"), ["run.seed=-1", "4294967295"]),
     ((*DEMO, "run.seed=4294967296"), ["run.seed=4294967296", "4294967295"]),
     (
