@@ -327,3 +327,16 @@ def test_a_learning_rate_that_is_too_high_is_warned_of_and_borne(
     rows = rows_of(run)
     assert [row["step"] for row in rows] == list(range(1, 34))
     assert [row["step"] for row in rows if row["skipped"]] == [27, 28, 30, 31]
+
+
+def test_rows_of_another_run(stages: Stages, workspace: Path) -> None:
+    """Such as a checkpoint that was copied under a steps.jsonl that was there."""
+    run = workspace / "runs/demo/others_rows"
+    shutil.copytree(stages.runs[1], run)
+    rows = (run / "steps.jsonl").read_text()
+    chain = rows_of(run)[-1]["chain"]
+    (run / "steps.jsonl").write_text(rows.replace(chain, "f" * len(chain)))
+    words = ("stage=1", *DEMO, "run.name=others_rows", "optim.steps=7")
+    said = ended_by_itself(workspace, *words)
+    assert f"steps.jsonl ends at step 6 with chain {'f' * len(chain)}, " in said
+    assert f"of step 6 with chain {chain}: the rows are of another run" in said
