@@ -297,7 +297,7 @@ def test_a_learning_rate_that_is_too_high_is_warned_of_and_borne(
     run = workspace / "runs/demo/too_high"
     words = (
         *("stage=2", *DEMO, "run.name=too_high", "data.mixture.grouping=false"),
-        *("checkpoint.every_steps=1", "checkpoint.keep_last=1", "optim.clip_norm=0"),
+        *("checkpoint.every_steps=1", "checkpoint.keep_last=2", "optim.clip_norm=0"),
         *("stability.skip_budget=1", "stability.rollbacks=1", "metrics.wandb.enabled=false"),
     )
     too_high = (
