@@ -9,12 +9,15 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 MADE = 16
+PIECE_BYTES = 8 * 2**20
 _WORDS = ("a", "dog", "runs", "over", "green", "grass", "while", "two", "children", "watch", "it")
 
 
@@ -46,7 +49,7 @@ def write_captions(
     folder.mkdir(parents=True, exist_ok=True)
     total = 0
     for shard in range(shards):
-        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+        with _tar(folder / f"{shard:05d}.tar") as tar:
             for number in range(shard, samples, shards):
                 text = sentence(number, words=words)
                 meta = json.dumps({"key": f"{number:09d}", "width": size[0], "height": size[1]})
@@ -61,11 +64,22 @@ def write_texts(folder: Path, *, samples: int, shards: int, words: int) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     total = 0
     for shard in range(shards):
-        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+        with _tar(folder / f"{shard:05d}.tar") as tar:
             for number in range(shard, samples, shards):
                 text = sentence(number, words=words)
                 total += _add(tar, f"{number:09d}.txt", text.encode())
     return total
+
+
+@contextmanager
+def _tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """A tar to write, in large pieces as a download or a copy writes it: the page cache keeps what
+    came in tarfile's small pieces in small pages, which take half as long again to read."""
+    with (
+        path.open("wb", buffering=PIECE_BYTES) as file,
+        tarfile.open(fileobj=file, mode="w") as tar,
+    ):
+        yield tar
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:

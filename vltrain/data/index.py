@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,15 +64,19 @@ class Member(NamedTuple):
     detail: str = ""
 
 
-class Extent(NamedTuple):
-    """Where a sample lies. ``offset`` and ``size``: bytes of the shard from its first member to the
-    end of its last (headers between them included); ``members``: extension, first byte and end of
-    each in that stretch, in shard order."""
+class Extents(NamedTuple):
+    """Where samples lie, as arrays over the samples: key (str), offset and size (int64, bytes of
+    the shard from the first member to the end of the last, headers between them included) and count
+    of members; and over their members, sample by sample in shard order: extension (str), first byte
+    and end in that stretch (int64)."""
 
-    key: str
-    offset: int
-    size: int
-    members: list[tuple[str, int, int]]
+    key: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    count: np.ndarray
+    extension: np.ndarray
+    first: np.ndarray
+    end: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,23 +137,24 @@ class ShardIndex:
         readable = width > 0
         return width[readable], height[readable]
 
-    def extents(self, rows: np.ndarray) -> list[Extent]:
-        """Where samples lie, one for each of ``rows`` (int64). All at once: a sample by itself
+    def extents(self, rows: np.ndarray) -> Extents:
+        """Where the samples of ``rows`` (int64) lie. All at once: one by one, finding a sample
         takes as long as reading it."""
         first, end = self._bounds[rows], self._bounds[rows + 1]
-        counts, ends = end - first, np.cumsum(end - first)
         offset, size = self._numbers[:2]
         (names, place), _ = self._names
-        member = np.arange(ends[-1]) + np.repeat(first - ends + counts, counts)
-        starts = offset[member] - np.repeat(offset[first], counts)
-        extensions = [names[i] for i in place[member].tolist()]
-        upto = (starts + size[member]).tolist()
-        members = list(zip(extensions, starts.tolist(), upto, strict=True))
-        edges = [0, *ends.tolist()]
-        sizes = offset[end - 1] + size[end - 1] - offset[first]
-        keys = self._keys.take(pa.array(rows)).to_pylist()
-        parts = [members[a:b] for a, b in pairwise(edges)]
-        return list(map(Extent, keys, offset[first].tolist(), sizes.tolist(), parts))
+        begin, count = offset[first], end - first
+        member = spans(first, count)
+        starts = offset[member] - np.repeat(begin, count)
+        return Extents(
+            key=self._keys.take(pa.array(rows)).to_numpy(zero_copy_only=False),
+            offset=begin,
+            size=offset[end - 1] + size[end - 1] - begin,
+            count=count,
+            extension=np.array(names, dtype=object)[place[member]],
+            first=starts,
+            end=starts + size[member],
+        )
 
     def members(self, row: int) -> tuple[Member, ...]:
         """The members of a sample, in shard order."""
@@ -178,6 +183,12 @@ class ShardIndex:
             )
             for e, o, n, w, h, r, i in found
         )
+
+
+def spans(first: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """first, first + 1, ... so many of each, joined."""
+    before = np.cumsum(count) - count
+    return np.repeat(first - before, count) + np.arange(count.sum())
 
 
 def is_fresh(facts: dict[str, Any] | None, stamp: Stamp) -> bool:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from itertools import islice
 
 import numpy as np
 
-from vltrain.data.index import Member, check_index, check_stamp
+from vltrain.data.index import Extents, Member, check_index, check_stamp, spans
 from vltrain.data.layout import RemoteShard, index_path
 from vltrain.data.shardfile import LocalFile, OpenShard, RemoteFile, stamp_of
 from vltrain.data.sources import RecentlyUsed, Source
@@ -41,16 +41,20 @@ class ShardReader:
         """Key and members by extension of samples, in the order asked for; one read each, members
         uncopied. shards, rows: int64, of equal length; a thousand at a time are cheapest. Raises
         DataError as ``read`` does."""
-        extents: list[Any] = [None] * len(rows)
         order = np.argsort(shards, kind="stable")
-        for group in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
-            index = self._source.index(int(shards[group[0]]))
-            for place, extent in zip(group.tolist(), index.extents(rows[group]), strict=True):
-                extents[place] = extent
+        groups = np.split(order, np.flatnonzero(np.diff(shards[order])) + 1)
+        found = [self._source.index(int(shards[g[0]])).extents(rows[g]) for g in groups]
+        by_shard = Extents(*map(np.concatenate, zip(*found, strict=True)))
+        asked = np.argsort(order)
+        count = by_shard.count[asked]
+        member = spans((np.cumsum(by_shard.count) - by_shard.count)[asked], count)
+        columns = (by_shard.extension, by_shard.first, by_shard.end)
+        members = zip(*(column[member].tolist() for column in columns), strict=True)
+        samples = (shards, by_shard.key[asked], by_shard.offset[asked], by_shard.size[asked], count)
         stretch = self._stretch
-        for shard, (key, offset, size, members) in zip(shards.tolist(), extents, strict=True):
+        for shard, key, offset, size, number in zip(*(c.tolist() for c in samples), strict=True):
             whole = memoryview(stretch(shard, offset, size))
-            yield key, {extension: whole[first:end] for extension, first, end in members}
+            yield key, {name: whole[first:end] for name, first, end in islice(members, number)}
 
     def _stretch(self, shard: int, offset: int, size: int) -> bytes:
         data = self._files.get(shard).read(offset, size)
