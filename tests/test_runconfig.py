@@ -305,8 +305,14 @@ REFUSED = [
     ),
     ((*DEMO, "optim.parts.adaptor.warmup_steps=-1"), ["adaptor.warmup_steps=-1: must not"]),
     ((*DEMO, "optim.schedule.factors=[0.5,-0.1]"), ["factors=[0.5, -0.1]", "0 or more"]),
-    ((*DEMO, "model.router.penalty_weight=-1"), ["penalty_weight=-1.0: must not be negative"]),
-    ((*DEMO, "model.router.correction_step=-1"), ["correction_step=-1.0: must not be negative"]),
+    (
+        (*DEMO, "model=tiny_vl2", "model.router.penalty_weight=-1"),
+        ["penalty_weight=-1.0: must not be negative"],
+    ),
+    (
+        (*DEMO, "model=tiny_vl2", "model.router.correction_step=-1"),
+        ["correction_step=-1.0: must not be negative"],
+    ),
     ((*DEMO, "run.seed=-1"), ["run.seed=-1", "4294967295"]),
     ((*DEMO, "run.seed=4294967296"), ["run.seed=4294967296", "4294967295"]),
     (
@@ -369,9 +375,13 @@ def test_unknown_names_list_the_choices(compose) -> None:
         compose("stage=2", "model=llava")
     with pytest.raises(ConfigCompositionException, match=r"optim\.lrr"):
         compose("stage=2", "optim.lrr=1")
-    with pytest.raises(ConfigCompositionException) as refused:
-        compose("stage=2", "metrics.wandb.mode=on")
-    assert "expected one of [auto, online, offline]" in str(refused.value.__cause__)
+    for word, choices in (
+        ("metrics.wandb.mode=on", "auto, online, offline"),
+        ("model.attention=flash_attention_2", "sdpa, eager"),  # others do not isolate documents
+    ):
+        with pytest.raises(ConfigCompositionException) as refused:
+            compose("stage=2", word)
+        assert f"expected one of [{choices}]" in str(refused.value.__cause__)
     with pytest.raises(ConfigError, match=r"1 \(align\), 2 \(pretrain\), 3 \(finetune\)"):
         policy_of(4)
 

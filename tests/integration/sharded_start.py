@@ -106,6 +106,7 @@ def measured(words: list[str]) -> dict[str, Any]:
     try:
         setup_logging(rank=int(os.environ["RANK"]))
         device = start(config.engine)
+        config.run_dir.mkdir(parents=True, exist_ok=True)
         made = training.assemble_training(
             config,
             device=device,

@@ -31,5 +31,16 @@ def test_the_quickstart_learns_to_see_and_keeps_its_language(seed: int, tmp_path
     assert (tmp_path / "report.html").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_demo_of_deepseek_vl2_learns_to_see(tmp_path: Path) -> None:
+    command = [sys.executable, "launch/quickstart.py", "--model", "vl2", "--root", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    questions = point_of(tmp_path / "stage3").questions
+    for source, group in (("easy_vqa_what", "what"), ("digits_qa", "mnist")):
+        found = questions[source][group]
+        assert found.share - (found.blank_share or 0.0) >= 0.20
+
+
 def point_of(run: Path) -> Point:
     return read_points(run)[-1]

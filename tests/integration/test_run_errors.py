@@ -297,7 +297,7 @@ def test_a_learning_rate_that_is_too_high_is_warned_of_and_borne(
     run = workspace / "runs/demo/too_high"
     words = (
         *("stage=2", *DEMO, "run.name=too_high", "data.mixture.grouping=false"),
-        *("checkpoint.every_steps=1", "checkpoint.keep_last=1", "optim.clip_norm=0"),
+        *("checkpoint.every_steps=1", "checkpoint.keep_last=2", "optim.clip_norm=0"),
         *("stability.skip_budget=1", "stability.rollbacks=1", "metrics.wandb.enabled=false"),
     )
     too_high = (
@@ -309,9 +309,9 @@ def test_a_learning_rate_that_is_too_high_is_warned_of_and_borne(
     said = ended_by_itself(workspace, *words, *too_high)
     assert "Too many steps were not finite (stability.skip_budget)" in said
     assert "after the run went back to a checkpoint 1 times (stability.rollbacks)" in said
-    # Of step 26 all values may be finite; that no step is with them shows only afterwards.
-    assert "Checkpoint of step 26 is passed over: " in said
+    # Two are there when it goes back, though checkpoint.keep_last=1: the newest, and a good one.
     assert "Checkpoint of step 27 is passed over: 1 of the steps before it were not finite" in said
+    assert "are those of runs/demo/too_high/checkpoints/step-00000025 again" in said
     events = events_of(run)
     spikes = [(step, detail) for word, step, detail in events if word == "loss_spike"]
     assert spikes[0][0] in (24, 25, 26)
@@ -327,3 +327,16 @@ def test_a_learning_rate_that_is_too_high_is_warned_of_and_borne(
     rows = rows_of(run)
     assert [row["step"] for row in rows] == list(range(1, 34))
     assert [row["step"] for row in rows if row["skipped"]] == [27, 28, 30, 31]
+
+
+def test_rows_of_another_run(stages: Stages, workspace: Path) -> None:
+    """Such as a checkpoint that was copied under a steps.jsonl that was there."""
+    run = workspace / "runs/demo/others_rows"
+    shutil.copytree(stages.runs[1], run)
+    rows = (run / "steps.jsonl").read_text()
+    chain = rows_of(run)[-1]["chain"]
+    (run / "steps.jsonl").write_text(rows.replace(chain, "f" * len(chain)))
+    words = ("stage=1", *DEMO, "run.name=others_rows", "optim.steps=7")
+    said = ended_by_itself(workspace, *words)
+    assert f"steps.jsonl ends at step 6 with chain {'f' * len(chain)}, " in said
+    assert f"of step 6 with chain {chain}: the rows are of another run" in said

@@ -106,10 +106,11 @@ def test_corrections_are_kept_and_handed_on(runs: dict[int, Path]) -> None:
         kept = torch.tensor(manifest_of(runs[number])["counters"]["routers"])
         assert kept.shape == (LAYERS, EXPERTS)
         moved.append(float((kept - start).abs().max()))
-    # A step of 0.001 after each of six updates; each stage goes on from the one before.
-    assert 0 < moved[0] <= 0.0061
-    assert moved[0] < moved[1] <= 0.0121
-    assert moved[1] < moved[2] <= 0.0181
+    # A step of 0.001 after each of six updates, but not where the language model is frozen; each
+    # stage goes on from the one before.
+    assert moved[0] == 0
+    assert 0 < moved[1] <= 0.0061
+    assert moved[1] < moved[2] <= 0.0121
 
 
 def test_a_run_resumed_elsewhere_goes_on_with_the_same_corrections(

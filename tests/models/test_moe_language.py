@@ -167,6 +167,25 @@ def test_recomputed_layers_give_the_same_gradients_to_the_router_too(variant, ho
         torch.testing.assert_close(gradients[1][name], gradient)
 
 
+@pytest.mark.parametrize("how", [Recompute.selective, Recompute.full])
+def test_the_router_learns_where_the_embeddings_are_frozen(how):
+    """Reentrant recomputation would drop the penalty in silence: nothing that goes in has a
+    gradient."""
+    model = small_model("small", recompute=how)
+    ids = some_ids(2, 12)
+    _, penalty, _ = model.routed(
+        model.embed(ids).detach(),
+        positions=positions_in(torch.ones_like(ids)),
+        mask=segment_mask(torch.ones_like(ids)),
+        real=torch.ones_like(ids, dtype=torch.bool),
+    )
+    penalty.sum().backward()
+    for layer in (1, 2):
+        gate = model.get_parameter(f"model.layers.{layer}.mlp.gate.weight").grad
+        assert gate is not None
+        assert gate.abs().max() > 1e-4
+
+
 def test_padding_is_no_load_and_no_penalty():
     model = small_model("small")
     ids = some_ids(1, 12)

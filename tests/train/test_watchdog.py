@@ -249,6 +249,16 @@ def test_a_store_that_is_gone(bench: Bench) -> None:
         raise RankLostError("torch says so")
 
 
+def test_a_reason_that_was_read_is_given_when_the_store_is_gone(bench: Bench) -> None:
+    """Rank 0 holds the store and ends first."""
+    watchdog = bench.rank(1)
+    bench.board.set("fault", "rank 0 on a: no progress for 200 s: starting: opening the data")
+    watchdog.look()
+    bench.board.gone = True
+    with pytest.raises(RankLostError, match="rank 0 on a: no progress for 200 s"), watchdog:
+        raise dist.DistNetworkError("Broken pipe")
+
+
 def test_a_beat_says_who_and_what(bench: Bench) -> None:
     watchdog = bench.rank(1)
     watchdog.doing("saving, step 8", alone=False)

@@ -36,12 +36,6 @@ WANDB_ID = "wandb_id"
 SHOWN_TOKENS = 96
 
 
-def make_run_directory(directory: Path) -> None:
-    """Raises RecordingError where it cannot be made."""
-    with _written(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-
-
 class Recording:
     """Open files and sinks; does nothing on the other ranks."""
 
@@ -58,7 +52,9 @@ class Recording:
         with _written(self._run_dir):
             (config.run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
             self._rows = JsonlSink(config.run_dir / "steps.jsonl")
-            self._rows.cut_after(step)
+            last = self._rows.cut_after(step)
+            if resumed is not None and last is not None:
+                _refuse_rows_of_another_run(last, resumed)
             self._ledger.cut_after(step)
             self._events.cut_after(step)
         sinks: list[Sink] = [
@@ -92,6 +88,17 @@ class Recording:
 
     def close(self) -> None:
         self._sinks.close()
+
+
+def _refuse_rows_of_another_run(last: StepRow, resumed: Checkpoint) -> None:
+    """Rows are forced to the disk before a checkpoint names them, so its own are always there."""
+    manifest = resumed.manifest
+    if (last.step, last.chain) != (manifest.step, manifest.chain_head):
+        raise RecordingError(
+            f"steps.jsonl ends at step {last.step} with chain {last.chain}, {resumed.directory} is "
+            f"of step {manifest.step} with chain {manifest.chain_head}: the rows are of another "
+            "run. Move steps.jsonl away and the same command goes on with a new one"
+        )
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from vltrain.checkpoint.manifest import Manifest
 from vltrain.models.build import BuiltModel
 from vltrain.models.moe_model import MoeVisionLanguageModel
 from vltrain.models.router_balance import RouterBalance, RouterStatistics
+from vltrain.models.trainable import part_of
 
 DIGITS = 4
 """Decimals of ratios in the logs."""
@@ -25,14 +26,16 @@ def balance_of(built: BuiltModel) -> RouterBalance | None:
 
 def finish_step(built: BuiltModel, *, updated: bool, with_loads: bool) -> dict[str, Any] | None:
     """What a step did to the routers, for its row (collective). updated: an update was made, and
-    so the corrections move. with_loads: each expert's tokens too."""
+    so the corrections move, if the language model trains: they are as frozen as the rest of it.
+    with_loads: each expert's tokens too."""
     balance = balance_of(built)
     if balance is None:
         return None
     if not updated:
         balance.forget_step()
         return None
-    found = balance.finish_step(step_size=built.config.router.correction_step)
+    trains = any(part_of(name) == "language" for name in built.trainable)
+    found = balance.finish_step(step_size=built.config.router.correction_step if trains else 0.0)
     return described(found, with_loads=with_loads)
 
 

@@ -27,8 +27,9 @@ from vltrain.assemble.identity import (
     refuse_other,
     warn_of_changes,
 )
+from vltrain.assemble.occupied import occupied
 from vltrain.assemble.provenance import lineage
-from vltrain.assemble.recording import Recording, make_run_directory, show_masked_examples
+from vltrain.assemble.recording import Recording, show_masked_examples
 from vltrain.assemble.stage_run import Training, updates_in, watchdog_of
 from vltrain.assemble.weights import (
     from_files,
@@ -70,6 +71,8 @@ def train_stage(
     with distributed.answered(), contextlib.ExitStack() as afterwards:
         device = start(config.engine)
         with stop.listening(), watchdog_of(config.engine) as watchdog:
+            if distributed.is_first():
+                afterwards.enter_context(occupied(config.run_dir))
             training = assemble_training(
                 config,
                 device=device,
@@ -92,18 +95,16 @@ def assemble_training(
     watchdog: Watchdog,
     stop: StopRequest,
 ) -> Training:
-    """Build a stage of training, or raise what is wrong with it; ``watchdog`` is told what is being
-    done. ``predecessors``: stage numbers that it may start from (0: published weights).
-    ``may_be_new``: parts that may start from the seed."""
+    """Build a stage of training in the run directory, which is there, or raise what is wrong with
+    it; ``watchdog`` is told what is being done. ``predecessors``: stage numbers that it may start
+    from (0: published weights). ``may_be_new``: parts that may start from the seed."""
 
     def doing(what: str) -> None:
         limit = config.engine.start_seconds
         watchdog.doing(f"starting: {what}", alone=True, end_seconds=limit)
 
     doing("finding the checkpoint")
-    if distributed.is_first():
-        make_run_directory(config.run_dir)
-    distributed.barrier()
+    distributed.barrier()  # the first rank has made the run directory
     store = CheckpointStore(config.run_dir / "checkpoints", config=config.checkpoint)
     resumed = _resumed(config, store)
     doing("opening the data")

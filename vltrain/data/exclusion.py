@@ -95,8 +95,11 @@ def _rows(path: Path, *, what: str, schema: int | None = None) -> Iterable[dict[
             row = json.loads(line)
         except ValueError:
             row = None
-        is_row = isinstance(row, dict) and needed <= row.keys()
-        if not is_row or not all(isinstance(row[name], str) for name in texts):
+        if (
+            not isinstance(row, dict)
+            or not needed <= row.keys()
+            or not all(isinstance(row[name], str) for name in texts)
+        ):
             raise DataError(
                 f"{path}:{number}: each row of this {what} is a JSON object with "
                 f"{sorted(needed)} ({sorted(texts)} are texts); found {line.strip()[:60]!r}"

@@ -106,6 +106,7 @@ class Watchdog:
         self.doing("starting", alone=True)
         self._shown_since: float | None = None  # start of the stall whose stacks were shown
         self._fault_since: float | None = None
+        self._known: str | None = None  # the reason, should the board be gone when it is asked for
         self._beats = 0
         self._neighbour = (b"", clock())  # last beat of the next in the ring, and when it changed
         self._done = threading.Event()
@@ -157,7 +158,7 @@ class Watchdog:
             else:
                 self._accuse(f"{self._who}: {type(error).__name__}: {error}")
         except dist.DistError:
-            reason = STORE_GONE
+            reason = self._known or STORE_GONE
         if lost and reason is not None:
             raise RankLostError(f"{reason}. The last checkpoint is as it was.") from error
 
@@ -169,7 +170,7 @@ class Watchdog:
             self._look_at_neighbour()
             fault = self._fault()
         except dist.DistError:
-            fault = STORE_GONE
+            fault = self._known or STORE_GONE
         if fault is None:
             return
         if self._fault_since is None:
@@ -241,7 +242,9 @@ class Watchdog:
         }
 
     def _fault(self) -> str | None:
-        return self._board.get(FAULT).decode() if self._board.check([FAULT]) else None
+        if self._known is None and self._board.check([FAULT]):
+            self._known = self._board.get(FAULT).decode()
+        return self._known
 
     def _accuse(self, reason: str) -> None:
         """The first reason stays."""
