@@ -23,7 +23,7 @@ from vltrain.errors import RecordingError
 
 log = logging.getLogger(__name__)
 
-LOCK = "run.lock"
+LOCK = "writer.lock"
 PATIENCE_SECONDS = 30.0
 """A run that was told to stop may still write its last checkpoint when its successor starts."""
 
