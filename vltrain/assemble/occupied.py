@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from vltrain.assemble.recording import writing_to
 from vltrain.errors import RecordingError
 
 log = logging.getLogger(__name__)
@@ -32,21 +33,17 @@ PATIENCE_SECONDS = 30.0
 def occupied(directory: Path, *, patience_seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
     """Make ``directory`` and hold it. Raises RecordingError where another process holds it for
     longer than ``patience_seconds``, or it cannot be made."""
-    try:
+    with writing_to(directory):
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / LOCK).open("a+")
-    except OSError as error:
-        raise RecordingError(
-            f"the run's files in {directory} cannot be written: {error}. Make room, mend the "
-            "permissions or give another run.root"
-        ) from error
     with lock:
         held = _take(lock, directory, until=time.monotonic() + patience_seconds)
         if held:
-            lock.truncate(0)
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}")
-            lock.flush()
+            with writing_to(directory):
+                lock.truncate(0)
+                lock.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}")
+                lock.flush()
         try:
             yield
         finally:

@@ -49,7 +49,7 @@ class Recording:
         if not distributed.is_first():
             return
         step = resumed.manifest.step if resumed is not None else 0
-        with _written(self._run_dir):
+        with writing_to(self._run_dir):
             (config.run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
             self._rows = JsonlSink(config.run_dir / "steps.jsonl")
             last = self._rows.cut_after(step)
@@ -68,22 +68,22 @@ class Recording:
         self._sinks = Sinks(sinks)
 
     def row(self, row: StepRow) -> None:
-        with _written(self._run_dir):
+        with writing_to(self._run_dir):
             self._sinks.write(row)
 
     def faults(self, step: int, faults: Sequence[Fault]) -> None:
         if distributed.is_first():
-            with _written(self._run_dir):
+            with writing_to(self._run_dir):
                 self._ledger.append(faults, step=step)
 
     def event(self, word: str, step: int, detail: str) -> None:
-        with _written(self._run_dir):
+        with writing_to(self._run_dir):
             self._events.append(word, step=step, detail=detail)
 
     def sync(self) -> None:
         """Before a checkpoint names these rows."""
         if self._rows is not None:
-            with _written(self._run_dir):
+            with writing_to(self._run_dir):
                 self._rows.sync()
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ def _refuse_rows_of_another_run(last: StepRow, resumed: Checkpoint) -> None:
 
 
 @contextlib.contextmanager
-def _written(directory: Path) -> Iterator[None]:
+def writing_to(directory: Path) -> Iterator[None]:
     """A full disk is the user's to mend, not a traceback."""
     try:
         yield
