@@ -9,7 +9,6 @@ the ledger.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from vltrain.batch import Fault
 from vltrain.data.config import FaultConfig
 from vltrain.errors import FaultBudgetExceeded
+from vltrain.step_lines import cut_lines_after
 
 LEDGER_SCHEMA = 1
 SHOWN = 10
@@ -78,15 +78,7 @@ class Ledger:
     def cut_after(self, step: int) -> int:
         """Remove the rows of later steps (on resume), and a half-written last row. Returns how
         many rows remain."""
-        if not self.path.is_file():
-            return 0
-        # Not splitlines: a key may hold other separators, which JSON leaves as they are.
-        *whole, _ = self.path.read_text(encoding="utf-8").split("\n")
-        kept = [line + "\n" for line in whole if json.loads(line)["step"] <= step]
-        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        aside.write_text("".join(kept), encoding="utf-8")
-        os.replace(aside, self.path)
-        return len(kept)
+        return cut_lines_after(self.path, step)
 
 
 class FaultBudget:

@@ -8,9 +8,10 @@ resume the rows after the checkpoint are cut, as those of the steps are.
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
+
+from vltrain.step_lines import cut_lines_after
 
 SCHEMA = 1
 
@@ -29,11 +30,4 @@ class EventLog:
 
     def cut_after(self, step: int) -> None:
         """Drop the rows of steps after ``step``, and a torn last line."""
-        if not self.path.is_file():
-            return
-        # Not splitlines: a detail may hold other separators, which JSON leaves as they are.
-        *lines, _ = self.path.read_text(encoding="utf-8").split("\n")
-        kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
-        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        aside.write_text("".join(kept), encoding="utf-8")
-        os.replace(aside, self.path)
+        cut_lines_after(self.path, step)
