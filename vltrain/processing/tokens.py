@@ -55,7 +55,7 @@ class TextTokenizer:
         Raises ConfigError where a file or token is missing or ``image_token`` has another id.
         """
         directory = Path(directory)
-        config = _read_config(directory)
+        config = read_config(directory)
         text = (directory / TOKENIZER_FILE).read_text(encoding="utf-8")
         backend = Tokenizer.from_str(text)
         bos_id = _id_of(backend, _token_name(config, "bos_token", directory), directory)
@@ -143,7 +143,8 @@ def _raw_bytes(token: str) -> bytes:
     return token.encode()
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> dict[str, Any]:
+    """tokenizer_config.json. Raises ConfigError where it or tokenizer.json is not there."""
     for name in (TOKENIZER_FILE, CONFIG_FILE):
         if not (directory / name).is_file():
             raise ConfigError(
@@ -193,6 +194,5 @@ def _check_image_token(
     taken = f"; id {image_token_id} is {holder!r} there" if holder is not None else ""
     raise ConfigError(
         f"no image token {image_token!r} in {path} (expected at id {image_token_id}{taken}): set "
-        "model.image_token, or make a copy that has it with "
-        "vltrain.processing.place_image_token.place_image_token"
+        "model.image_token, or make a copy that has it with launch/place_tokens.py"
     )
