@@ -262,7 +262,17 @@ REFUSED = [
     ((*DEMO, "stage.trainable=[adaptor,languag]"), ["'languag'", "sam, siglip, adaptor, language"]),
     ((*DEMO, "optim.steps=0"), ["optim.steps=0", "at least 1"]),
     ((*DEMO, "optim.lr=-1"), ["optim.lr=-1", "above 0"]),
-    ((*DEMO, "optim.lr=nan"), ["optim.lr=nan", "above 0"]),
+    ((*DEMO, "optim.lr=nan"), ["optim.lr=nan: expected a finite number"]),
+    ((*DEMO, "data.sources.emoji.weight=inf"), ["emoji.weight=inf: expected a finite number"]),
+    (
+        (*DEMO, "+data.mixture.langage_share=0.8"),
+        [
+            "data.mixture.langage_share is no key of this config",
+            "did you mean data.mixture.language_share? data.mixture has: ",
+        ],
+    ),
+    ((*DEMO, "+data.sources.emoji.color=1"), ["color is no key of this config.", "emoji has: "]),
+    ((*DEMO, "+learning=1"), ["learning is no key of this config.", "the config has: run, stage"]),
     ((*DEMO, "optim.beta1=2"), ["optim.beta1=2", "below 1"]),
     ((*DEMO, "optim.beta2=1"), ["optim.beta2=1", "below 1"]),
     (
@@ -406,6 +416,16 @@ def test_the_resolved_config_is_yaml_that_holds_every_value(compose) -> None:
     assert "language_share: 0.7" in text
     assert "???" not in text
     assert "${" not in text
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"), [("", "optim.lr=[1"), ("", "run.name='x"), ("\nx: [", "optim.lr=1")]
+)
+def test_words_or_a_file_that_are_not_yaml(compose, tmp_path, damage: str, word: str) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(compose(*DEMO)) + damage)
+    with pytest.raises(ConfigError, match=r"is not YAML .*quote words with brackets") as error:
+        from_file(tmp_path / "config.yaml", overrides=[word])
+    assert f"config.yaml with the words {[word]}" in str(error.value)
 
 
 def test_written_paths_hold_in_any_working_directory(compose, tmp_path, monkeypatch) -> None:
