@@ -20,7 +20,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vltrain import distributed
 from vltrain.errors import ConfigError, VltrainError
@@ -47,6 +47,9 @@ def run_with_composed(task: Callable[[DictConfig], None]) -> None:
 
 
 def _run_with_composed(task: Callable[[DictConfig], None]) -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(_help(sys.modules["__main__"].__doc__ or ""))
+        return
     sys.argv[1:] = clean_arguments(sys.argv[1:])
     register_schema()
     speaks = os.environ.get("RANK", "0") == "0"
@@ -62,6 +65,19 @@ def _run_with_composed(task: Callable[[DictConfig], None]) -> None:
 
     with_clean_errors(lambda: _refuse_words(sys.argv[1:]))
     job()
+
+
+def _help(what: str) -> str:
+    """What a script says of itself, and what can be chosen (Hydra's own help needs a stage)."""
+    defaults = OmegaConf.load(CONF / "train.yaml").defaults
+    has_default = {key for entry in defaults if isinstance(entry, DictConfig) for key in entry}
+    lines = [what.strip(), "", "Groups:"]
+    for group in GROUPS:
+        options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        word = group if group in has_default else f"+{group}"
+        lines.append(f"  {word}={'|'.join(options)}")
+    lines += ["", "All keys, as key=value, with their values: the same words and --cfg job."]
+    return "\n".join(lines)
 
 
 def with_clean_errors(task: Callable[[], None]) -> None:

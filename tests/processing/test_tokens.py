@@ -118,6 +118,22 @@ def test_missing_files(tokenizer_directory, tmp_path):
         load(tmp_path)
 
 
+def test_a_file_that_is_not_json_is_named(tokenizer_directory, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((tokenizer_directory / name).read_text())
+    pointer = "version https://git-lfs.github.com/spec/v1\n"
+    (tmp_path / "tokenizer.json").write_text(pointer)
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is not JSON .* b'version https://git"):
+        load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text((tokenizer_directory / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": ')
+    with pytest.raises(ConfigError, match=r"tokenizer_config\.json is not JSON .*fetch it again"):
+        load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"config\.json: expected a JSON object, found a list"):
+        load(tmp_path)
+
+
 def test_image_token_of_another_id_or_name(tokenizer_directory):
     with pytest.raises(ConfigError, match=r"has id 3 .*model\.image_token_id=3"):
         load(tokenizer_directory, image_token_id=100015)

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 
 from vltrain.batch import Special
 from vltrain.errors import ConfigError
-from vltrain.processing.tokens import CONFIG_FILE, TOKENIZER_FILE, read_config
+from vltrain.processing.tokens import CONFIG_FILE, TOKENIZER_FILE, read_json
 
 RELEASED_ORDER = (
     Special.ref,
@@ -56,11 +56,11 @@ def place_tokens(
     row, a token has another id, ``directory`` has a tokenizer, or ``source`` has none of this kind.
     """
     source, directory = Path(source), Path(directory)
-    read_config(source)
+    _, document = read_json(source, TOKENIZER_FILE)
+    read_json(source, CONFIG_FILE)
     path = source / TOKENIZER_FILE
     if (directory / TOKENIZER_FILE).exists():
         raise ConfigError(f"{directory} has a {TOKENIZER_FILE} already; give a new directory")
-    document = json.loads(path.read_text(encoding="utf-8"))
     if document["model"].get("type", "BPE") != "BPE":
         raise ConfigError(
             f"{path} is a {document['model']['type']}: tokens are placed in byte-level BPE "
