@@ -41,11 +41,17 @@ GROUPS = sorted({p.parent.name for p in CONF.glob("*/*.yaml")})
 def run_with_config(task: Callable[[RunConfig], None]) -> None:
     """Compose the config from the command line and call ``task`` with it (for each job of a
     sweep)."""
+    run_with_composed(lambda composed: task(_named(from_hydra(composed))))
+
+
+def run_with_composed(task: Callable[[DictConfig], None]) -> None:
+    """As ``run_with_config``, where a few values are enough: nothing is checked, and what a command
+    line leaves ``???`` may stay so."""
     with redacted_errors():
-        _run_with_config(task)
+        _run_with_composed(task)
 
 
-def _run_with_config(task: Callable[[RunConfig], None]) -> None:
+def _run_with_composed(task: Callable[[DictConfig], None]) -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(_help(sys.modules["__main__"].__doc__ or ""))
         return
@@ -60,7 +66,7 @@ def _run_with_config(task: Callable[[RunConfig], None]) -> None:
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
     def job(composed: DictConfig) -> None:
         sys.stderr = stderr
-        with_clean_errors(lambda: task(_named(from_hydra(composed))))
+        with_clean_errors(lambda: task(composed))
 
     with_clean_errors(lambda: _refuse_words(sys.argv[1:]))
     job()

@@ -134,7 +134,7 @@ def test_every_optim_and_data_file_is_used_by_some_composition() -> None:
     data = {f"{m}_stage{n}" for m in ("deepseek_vl", "demo") for n in (1, 2, 3)}
     ablations = {f"deepseek_vl_stage2_{r}" for r in ("100_0", "75_25", "60_40", "25_75", "10_90")}
     warm = {"demo_warm_language", "demo_warm_towers"}
-    vl2 = {"deepseek_vl2_stage1", "deepseek_vl2_stage2"}  # composed in test_runconfig_vl2
+    vl2 = {f"deepseek_vl2_stage{n}" for n in (1, 2, 3)}  # composed in test_runconfig_vl2
     assert set(yaml_options("data")) == data | ablations | warm | vl2
 
 
@@ -241,10 +241,21 @@ def test_clean_arguments(given: list[str], cleaned: list[str]) -> None:
 REFUSED = [
     # words, what the message must hold
     (("stage=2",), ["data.sources", "path", "not set", "prepare.py"]),
-    (("stage=1",), ["data.sources.sharegpt4v_captions.path=FOLDER"]),
+    (
+        ("stage=1",),
+        [
+            "data.sources.NAME.path is not set for 2 sources "
+            "(document_ocr, sharegpt4v_captions): this mix",
+            "set data.sources.NAME.path=FOLDER",
+        ],
+    ),
+    (("stage=2", "model=deepseek_vl2_tiny"), ["(captions, docmatix, ", " wikihow, wit)"]),
     (
         ("stage=1", "data.sources.document_ocr.path=x"),
-        ["data.sources.sharegpt4v_captions.path is not set"],
+        [
+            "data.sources.sharegpt4v_captions.path is not set: this mix",
+            "set data.sources.sharegpt4v_captions.path=FOLDER",
+        ],
     ),
     ((*DEMO, "data.batch.sequences=???", "optim.lr=???"), ["sequences=VALUE optim.lr=VALUE"]),
     ((*DEMO, "data.mixture.language_share=1.5"), ["language_share=1.5", "between 0 and 1"]),

@@ -200,22 +200,26 @@ def _check_keys(node: DictConfig, prefix: str) -> None:
 
 
 def _missing(keys: Sequence[str]) -> str:
-    """What to do about values that are ???, all at once."""
-    sources = [key for key in keys if key.startswith("data.sources")]
+    """What to do about values that are ???, all at once; a published mix has dozens of them."""
+    sources = [key.split(".")[2] for key in keys if key.startswith("data.sources")]
     if sources:
-        settings = " ".join(f"{key}=FOLDER" for key in sources)
+        name = sources[0] if len(sources) == 1 else "NAME"
         return (
-            f"{', '.join(sources)} {'is' if len(sources) == 1 else 'are'} not set: this mix names "
-            "its data sets but not where you keep them. Make or fetch shards (data_recipes/, "
-            f"docs/data.md), set {settings} on the command line or in your own conf/data/ file, "
-            "then run launch/prepare.py with the same words; or try +experiment=demo after python "
-            "launch/make_data.py demo data/demo"
+            f"data.sources.{name}.path is not set{_of_each(sources)}: this mix names its data sets "
+            "but not where you keep them. Make or fetch shards (data_recipes/, docs/data.md), set "
+            f"data.sources.{name}.path=FOLDER on the command line or in your own conf/data/ file "
+            f"(~data.sources.{name} leaves one out), then run launch/prepare.py with the same "
+            "words; or try +experiment=demo after python launch/make_data.py demo data/demo"
         )
     settings = " ".join(f"{key}=VALUE" for key in keys)
     return (
         f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} not set (???): give {settings} on "
         "the command line or in a config file"
     )
+
+
+def _of_each(sources: Sequence[str]) -> str:
+    return "" if len(sources) == 1 else f" for {len(sources)} sources ({', '.join(sources)})"
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -56,8 +56,8 @@ class TextTokenizer:
         has another id.
         """
         directory = Path(directory)
-        text, _ = _read_json(directory, TOKENIZER_FILE)
-        _, config = _read_json(directory, CONFIG_FILE)
+        text, _ = read_json(directory, TOKENIZER_FILE)
+        _, config = read_json(directory, CONFIG_FILE)
         backend = Tokenizer.from_str(text)
         bos_id = _id_of(backend, _token_name(config, "bos_token", directory), directory)
         eos_id = _id_of(backend, _token_name(config, "eos_token", directory), directory)
@@ -144,8 +144,8 @@ def _raw_bytes(token: str) -> bytes:
     return token.encode()
 
 
-def _read_json(directory: Path, name: str) -> tuple[str, dict[str, Any]]:
-    """A file's text and what it says."""
+def read_json(directory: Path, name: str) -> tuple[str, dict[str, Any]]:
+    """A file's text and what it says. Raises ConfigError where it is not there or no JSON."""
     path = directory / name
     if not path.is_file():
         raise ConfigError(
@@ -206,6 +206,5 @@ def _check_image_token(
     taken = f"; id {image_token_id} is {holder!r} there" if holder is not None else ""
     raise ConfigError(
         f"no image token {image_token!r} in {path} (expected at id {image_token_id}{taken}): set "
-        "model.image_token, or make a copy that has it with "
-        "vltrain.processing.place_image_token.place_image_token"
+        "model.image_token, or make a copy that has it with launch/place_tokens.py"
     )
