@@ -28,7 +28,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     sys.modules.pop("command_line")
 
 
-def fail(error: Exception) -> None:
+def fail(error: BaseException) -> None:
     raise error
 
 
@@ -54,6 +54,16 @@ def test_a_rank_that_fails_alone_says_so_itself(command_line, capsys, monkeypatc
     with pytest.raises(SystemExit):
         command_line.with_clean_errors(lambda: fail(DataError("shard.tar is gone")))
     assert capsys.readouterr().err == "rank 1: error: shard.tar is gone\n"
+
+
+@pytest.mark.parametrize(("rank", "messages"), [("0", 1), ("1", 0)])
+def test_ctrl_c_is_one_message(command_line, capsys, monkeypatch, rank: str, messages: int) -> None:
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as ended:
+        command_line.with_clean_errors(lambda: fail(KeyboardInterrupt()))
+    assert ended.value.code == 130
+    said = capsys.readouterr().err
+    assert said.count("continues a training run from there") == messages
 
 
 def test_our_own_mistakes_keep_their_traceback(command_line) -> None:
