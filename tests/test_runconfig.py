@@ -252,6 +252,7 @@ REFUSED = [
     ((*DEMO, "optim.steps=0"), ["optim.steps=0", "at least 1"]),
     ((*DEMO, "optim.lr=-1"), ["optim.lr=-1", "above 0"]),
     ((*DEMO, "optim.lr=nan"), ["optim.lr=nan", "above 0"]),
+    ((*DEMO, "metrics.peak_tflops=0"), ["metrics.peak_tflops=0", "above 0, or null"]),
     ((*DEMO, "optim.beta1=2"), ["optim.beta1=2", "below 1"]),
     ((*DEMO, "optim.beta2=1"), ["optim.beta2=1", "below 1"]),
     (

@@ -30,6 +30,7 @@ from vltrain.assemble.identity import (
 from vltrain.assemble.occupied import occupied
 from vltrain.assemble.provenance import lineage
 from vltrain.assemble.recording import Recording, show_masked_examples
+from vltrain.assemble.run_peak import run_peak
 from vltrain.assemble.stage_run import Training, updates_in, watchdog_of
 from vltrain.assemble.weights import (
     from_files,
@@ -152,7 +153,7 @@ def assemble_training(
         built=built,
         engine=engine,
         store=store,
-        recording=Recording(config, resumed=resumed),
+        recording=Recording(config, resumed=resumed, peak_flops=run_peak(config, device)),
         identity=identity,
         records=records,
         digests=digests,
