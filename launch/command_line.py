@@ -71,6 +71,16 @@ def with_clean_errors(task: Callable[[], None]) -> None:
             raise SystemExit(error.exit_code) from error
 
 
+def shows_usage(usage: str | None) -> bool:
+    """Whether the words ask for help; ``usage``, a script's docstring, is then printed. (Hydra's
+    own help composes the config first, and complains that no stage is chosen.)"""
+    if not {"-h", "--help"} & set(sys.argv[1:]):
+        return False
+    print((usage or "").strip())
+    print("\nHydra's own options: --hydra-help. Documentation: docs/")
+    return True
+
+
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """``key=value`` words over the config of a run that exists, as ``overrides``."""
     parser.add_argument(

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from command_line import run_with_config, with_clean_errors
+from command_line import run_with_config, shows_usage, with_clean_errors
 
 from vltrain.assemble.datapath import (
     build_encoder,
@@ -159,5 +159,5 @@ def _refuse(what: str) -> None:
     raise ConfigError(f"warm_start.py {what!r}: choose tokenizer, {' or '.join(OBJECTIVES)}")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and not shows_usage(__doc__):
     main()
