@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from vltrain.checkpoint.manifest import Manifest, to_json
 from vltrain.data.digest import chain
 from vltrain.errors import CheckpointError, ConfigError
-from vltrain.inspection.recorded import prove, read_recorded, run_directory
+from vltrain.inspection.recorded import RecordedRun, prove, read_recorded, run_directory
 from vltrain.metrics.rows import StepRow
 
 DIGESTS = {1: "a1", 2: "b2", 3: "c3"}
@@ -81,6 +83,17 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+class Begins:
+    """A plan, as far as a cursor is asked of it."""
+
+    def cursor_at(self, **counted: int) -> dict:
+        return {"begins": True, **counted}
+
+
+def before(recorded: RecordedRun, step: int):
+    return recorded.cursor_before(step, plan=Begins())  # type: ignore[arg-type]
+
+
 def change(run: Path, step: int, **values) -> None:
     """Edit the row of a step."""
     lines = (run / "steps.jsonl").read_text().splitlines()
@@ -126,14 +139,45 @@ def test_a_lost_row_proves_nothing_of_the_chain(run: Path) -> None:
 
 def test_the_nearest_cursor_before_a_step(run: Path) -> None:
     recorded = read_recorded(run)
-    assert recorded.cursor_before(2) is None
-    assert recorded.cursor_before(3) == {"step": 2}
-    assert recorded.cursor_before(9) == {"step": 3}
+    assert before(recorded, 2) is None
+    assert before(recorded, 3) == {"step": 2}
+    assert before(recorded, 9) == {"step": 3}
+
+
+@pytest.mark.parametrize("other", [{"recipe": "old"}, {"seed": 5}])
+def test_data_that_was_exchanged_under_way_begins_at_its_checkpoint(run: Path, other: dict) -> None:
+    """Steps 1 and 2 are of other data, which the last checkpoint no longer has."""
+    sums = {"packs": 8, "planned_tokens": {"language": 30, "multimodal": 70}}
+    left = dataclasses.replace(manifest(2, **other), counters={"sums": sums})
+    (run / "checkpoints/step-00000002/manifest.json").write_text(to_json(left))
+    recorded = read_recorded(run)
+    assert before(recorded, 3) == {"begins": True, "step": 2, "packs": 8, "tokens": 100}
+    assert before(recorded, 4) == {"step": 3}
+    for step in (1, 2):
+        with pytest.raises(CheckpointError) as refused:
+            before(recorded, step)
+        recipe, seed = other.get("recipe", "r"), other.get("seed", 0)
+        said = str(refused.value)
+        assert f"step {step} was trained on data recipe {recipe} with seed {seed}" in said
+        assert f"copy {run}/checkpoints/step-00000002 to another folder" in said
+        assert "Resume" not in said
+
+
+def test_a_checkpoint_that_was_copied_away_stands_for_itself(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "kept" / "best"
+    shutil.copytree(run / "checkpoints/step-00000002", copy)
+    (copy / "config.yaml").write_text("")
+    assert run_directory(copy) == copy
+    recorded = read_recorded(copy)
+    assert recorded.rows == {}
+    assert before(recorded, 3) == {"step": 2}
+    with pytest.raises(CheckpointError, match="was trained on data recipe r with seed 0"):
+        recorded.refuse_other(recipe="other", seed=0)
 
 
 def test_a_damaged_checkpoint_is_passed_over(run: Path) -> None:
     (run / "checkpoints/step-00000003/manifest.json").write_text("{")
-    assert read_recorded(run).cursor_before(9) == {"step": 2}
+    assert before(read_recorded(run), 9) == {"step": 2}
 
 
 @pytest.mark.parametrize(("recipe", "seed"), [("other", 0), ("r", 1)])

@@ -14,8 +14,9 @@ from typing import Any
 
 from vltrain.checkpoint.config import CheckpointConfig
 from vltrain.checkpoint.manifest import MANIFEST, Manifest
-from vltrain.checkpoint.store import CheckpointStore, open_checkpoint
+from vltrain.checkpoint.store import CheckpointStore, open_checkpoint, run_of
 from vltrain.data.digest import chain
+from vltrain.data.plan import Plan
 from vltrain.errors import CheckpointError, ConfigError
 from vltrain.metrics.rows import StepRow, read_rows
 
@@ -30,11 +31,35 @@ class RecordedRun:
     rows: dict[int, StepRow]
     manifests: tuple[Manifest, ...]
 
-    def cursor_before(self, step: int) -> Mapping[str, Any] | None:
-        """The latest recorded cursor from which ``step`` can be planned; None: only from the
-        start."""
+    def cursor_before(self, step: int, *, plan: Plan) -> Mapping[str, Any] | None:
+        """The latest recorded cursor from which ``step`` can be planned; None: only from the start.
+
+        plan: of the data that the run's last checkpoint has. Where the run was given it under way
+        (resume.accept), it begins at that checkpoint. Raises CheckpointError for a step that was
+        trained on the data of before.
+        """
         before = [m for m in self.manifests if m.cursor is not None and 0 < m.step < step]
-        return before[-1].cursor if before else None
+        since = next((m for m in self.manifests if m.step >= step), None)
+        if since is not None and not self._of_last_data(since):
+            raise CheckpointError(
+                f"step {step} was trained on data recipe {since.recipe_digest} with seed "
+                f"{since.seed}; after step {since.step} or later {self.directory} was given other "
+                f"data (resume.accept), and its config plans only that. To see the step, copy "
+                f"{self.directory}/checkpoints/step-{since.step:08d} to another folder, which "
+                "has the config of then, and inspect the copy"
+            )
+        if not before:
+            return None
+        if self._of_last_data(before[-1]):
+            return before[-1].cursor
+        sums = before[-1].counters["sums"]
+        return plan.cursor_at(
+            step=before[-1].step, packs=sums["packs"], tokens=sum(sums["planned_tokens"].values())
+        )
+
+    def _of_last_data(self, manifest: Manifest) -> bool:
+        last = self.manifests[-1]
+        return (manifest.recipe_digest, manifest.seed) == (last.recipe_digest, last.seed)
 
     def refuse_other(self, *, recipe: str, seed: int) -> None:
         """Raise CheckpointError where the data as it is now is not what the run was trained on."""
@@ -80,10 +105,10 @@ class Proof:
 
 
 def run_directory(directory: Path) -> Path:
-    """The run that ``directory`` is, or is a checkpoint of. Raises ConfigError for anything
-    else."""
+    """The run that ``directory`` is, or is a checkpoint of (one that was copied away from its run
+    stands for itself). Raises ConfigError for anything else."""
     if (directory / MANIFEST).is_file():
-        directory = directory.resolve().parents[1]
+        directory = run_of(directory)
     if not (directory / "config.yaml").is_file():
         raise ConfigError(
             f"{directory} is no run directory (it has no config.yaml): expected one that "
@@ -93,7 +118,11 @@ def run_directory(directory: Path) -> Path:
 
 
 def read_recorded(directory: Path) -> RecordedRun:
-    """Rows and manifests of a run directory. Raises DataError for a damaged row."""
+    """Rows and manifests of a run directory, or the manifest of a checkpoint that was copied away
+    from its run. Raises DataError for a damaged row, CheckpointError for such a copy."""
+    if (directory / MANIFEST).is_file():
+        copy = open_checkpoint(directory).manifest
+        return RecordedRun(directory=directory, rows={}, manifests=(copy,))
     store = CheckpointStore(directory / "checkpoints", config=CheckpointConfig())
     manifests = []
     for step in store.steps():
