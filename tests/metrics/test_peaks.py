@@ -26,7 +26,14 @@ def test_known_devices(name: str, tera: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA H20", "NVIDIA GeForce RTX 4090", "H1000"]
+    "name",
+    [
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA H20",
+        "NVIDIA H200 NVL",
+        "NVIDIA GeForce RTX 4090",
+        "H1000",
+    ],
 )
 def test_other_devices_have_no_peak(name: str) -> None:
     assert known_peak(name) is None

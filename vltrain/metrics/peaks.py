@@ -23,17 +23,14 @@ PEAK_TFLOPS = {
     "A100 80GB PCIe": 312.0,
     "A800-SXM4-80GB": 312.0,
     "A800 80GB PCIe": 312.0,
-    # NVIDIA H100 Tensor Core GPU Architecture, table 2: SXM 989.4, PCIe 756. NVL: H100 and H200
-    # data sheets, 1,671 with sparsity. The H800 differs in NVLink and fp64.
+    # NVIDIA H100 Tensor Core GPU Architecture (white paper): SXM 989.4, PCIe 756. NVL: H100 data
+    # sheet, 1,671 with sparsity. The H800 differs in NVLink and fp64.
     "H100 80GB HBM3": 989.4,
     "H100 PCIe": 756.0,
     "H100 NVL": 835.5,
     "H800": 989.4,
-    "H800 PCIe": 756.0,
-    # NVIDIA H200 and GH200 data sheets: the compute of the H100 SXM.
+    # NVIDIA H200 data sheet: the compute of the H100 SXM.
     "H200": 989.4,
-    "H200 NVL": 835.5,
-    "GH200 480GB": 989.4,
     # NVIDIA L40S data sheet: 362.05.
     "L40S": 362.0,
     # NVIDIA HGX B200 data sheet: 36 PFLOP/s of eight with sparsity.
