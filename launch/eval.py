@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="a run directory or one of its checkpoints")
     add_overrides(parser)
-    words = parser.parse_intermixed_args()
+    words = parser.parse_args()
     setup_logging(rank=0)
     run = load_run(words.run, overrides=words.overrides)
     remote = RemoteStore(run.config.data.remote)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 
-from command_line import run_with_config, shows_usage
+from command_line import run_with_config
 
 from stages import policy_of
 from vltrain.assemble.datapath import build_encoder, open_tokenizer, sources_to_prepare
@@ -77,5 +77,5 @@ class _Bar:
         print(line.ljust(110) if terminal else line, end="\r" if terminal else "\n", flush=True)
 
 
-if __name__ == "__main__" and not shows_usage(__doc__):
+if __name__ == "__main__":
     run_with_config(prepare)

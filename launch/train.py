@@ -6,7 +6,7 @@ to sweep. docs/stages.md says what each stage trains; docs/cluster.md how to run
 
 from __future__ import annotations
 
-from command_line import run_with_config, shows_usage
+from command_line import run_with_config
 
 from stages import policy_of, start_of
 from vltrain.runconfig import RunConfig
@@ -22,5 +22,5 @@ def train(config: RunConfig) -> None:
     train_stage(config, predecessors=start.predecessors, may_be_new=start.may_be_new)
 
 
-if __name__ == "__main__" and not shows_usage(__doc__):
+if __name__ == "__main__":
     run_with_config(train)

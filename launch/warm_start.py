@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from command_line import run_with_config, shows_usage, with_clean_errors
+from command_line import run_with_config, with_clean_errors
 
 from vltrain.assemble.datapath import (
     build_encoder,
@@ -151,6 +151,8 @@ def main() -> None:
     elif what in OBJECTIVES:
         sys.argv.append(f"data=demo_warm_{what}")
         run_with_config(lambda config: train_part(what, config))
+    elif what in ("-h", "--help"):
+        print((__doc__ or "").strip())
     else:
         with_clean_errors(lambda: _refuse(what))
 
@@ -159,5 +161,5 @@ def _refuse(what: str) -> None:
     raise ConfigError(f"warm_start.py {what!r}: choose tokenizer, {' or '.join(OBJECTIVES)}")
 
 
-if __name__ == "__main__" and not shows_usage(__doc__):
+if __name__ == "__main__":
     main()

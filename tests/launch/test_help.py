@@ -17,6 +17,7 @@ WORDS = {
     "export": ("run",),
     "inspect_data": ("lint",),
     "make_data": ("demo", "folder"),
+    "place_tokens": ("source", "folder"),
     "prepare": ("stage=1",),
     "propose_source": ("folder",),
     "quickstart": (),
