@@ -32,12 +32,17 @@ def test_a_known_device_has_its_peak(compose, named) -> None:
     assert run_peak(compose(*WORDS), GPU) == 312e12
 
 
-def test_all_ranks_are_counted_and_one_unknown_leaves_none(compose, named, monkeypatch) -> None:
+def test_all_ranks_are_counted_and_one_unknown_leaves_none(
+    compose, named, monkeypatch, caplog
+) -> None:
     named("NVIDIA A100-SXM4-80GB")
-    monkeypatch.setattr(distributed, "gather_objects", lambda own: [own, 756e12])
+    other = ("NVIDIA H100 PCIe", 756e12)
+    monkeypatch.setattr(distributed, "gather_objects", lambda own: [own, other])
     assert run_peak(compose(*WORDS), GPU) == 1068e12
-    monkeypatch.setattr(distributed, "gather_objects", lambda own: [own, None])
-    assert run_peak(compose(*WORDS), GPU) is None
+    other = ("NVIDIA T4", None)
+    with caplog.at_level(logging.INFO, logger="vltrain"):
+        assert run_peak(compose(*WORDS), GPU) is None
+    assert "what NVIDIA T4 can do in bf16 is not known" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -61,7 +66,7 @@ def test_a_cpu_has_none_unless_the_user_says_so(compose, caplog) -> None:
     assert caplog.text == ""
     with caplog.at_level(logging.INFO, logger="vltrain"):
         assert run_peak(compose(*WORDS, "metrics.peak_tflops=0.5"), cpu) == 0.5e12
-    assert "MFU: of 0.5 TFLOP/s, what 1 devices can do at most" in caplog.text
+    assert "MFU: of 0.5 TFLOP/s, what all devices can do at most" in caplog.text
 
 
 def test_the_users_word_goes_before_the_table(compose, named) -> None:

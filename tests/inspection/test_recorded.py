@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +12,7 @@ from vltrain.checkpoint.manifest import Manifest, to_json
 from vltrain.data.digest import chain
 from vltrain.errors import CheckpointError, ConfigError
 from vltrain.inspection.recorded import RecordedRun, prove, read_recorded, run_directory
+from vltrain.metrics.events import OTHER_DATA, EventLog
 from vltrain.metrics.rows import StepRow
 
 DIGESTS = {1: "a1", 2: "b2", 3: "c3"}
@@ -28,7 +28,7 @@ def row(step: int, *, digest: str, head: str) -> StepRow:
         grad_norm=1.0,
         modality=None,
         tokens={},
-        planned_tokens={},
+        planned_tokens={"language": 3, "multimodal": 4},
         supervised={},
         images=0,
         packs=1,
@@ -144,23 +144,26 @@ def test_the_nearest_cursor_before_a_step(run: Path) -> None:
     assert before(recorded, 9) == {"step": 3}
 
 
-@pytest.mark.parametrize("other", [{"recipe": "old"}, {"seed": 5}])
-def test_data_that_was_exchanged_under_way_begins_at_its_checkpoint(run: Path, other: dict) -> None:
-    """Steps 1 and 2 are of other data, which the last checkpoint no longer has."""
-    sums = {"packs": 8, "planned_tokens": {"language": 30, "multimodal": 70}}
-    left = dataclasses.replace(manifest(2, **other), counters={"sums": sums})
-    (run / "checkpoints/step-00000002/manifest.json").write_text(to_json(left))
-    recorded = read_recorded(run)
-    assert before(recorded, 3) == {"begins": True, "step": 2, "packs": 8, "tokens": 100}
-    assert before(recorded, 4) == {"step": 3}
-    for step in (1, 2):
-        with pytest.raises(CheckpointError) as refused:
-            before(recorded, step)
-        recipe, seed = other.get("recipe", "r"), other.get("seed", 0)
-        said = str(refused.value)
-        assert f"step {step} was trained on data recipe {recipe} with seed {seed}" in said
-        assert f"copy {run}/checkpoints/step-00000002 to another folder" in said
-        assert "Resume" not in said
+def test_data_that_was_exchanged_under_way_begins_after_its_step(run: Path) -> None:
+    """Steps 1 and 2 are of other data; the checkpoint of step 2 may be kept or not."""
+    for path, after in ((run / "checkpoints/step-00000002", 2), (None, 2)):
+        if path is None:
+            shutil.rmtree(run / "checkpoints/step-00000002")
+        else:
+            EventLog(run / "events.jsonl").append(OTHER_DATA, step=after, detail="until here r")
+        recorded = read_recorded(run)
+        assert before(recorded, 3) == {"begins": True, "step": 2, "packs": 2, "tokens": 14}
+        assert before(recorded, 4) == {"step": 3}
+        for step in (1, 2):
+            with pytest.raises(CheckpointError) as refused:
+                before(recorded, step)
+            said = str(refused.value)
+            assert f"step {step} was trained on other data: after step 2 {run} was given" in said
+            assert "copy it out of checkpoints/ to another folder" in said
+    lines = (run / "steps.jsonl").read_text().splitlines()
+    (run / "steps.jsonl").write_text("\n".join(lines[1:]) + "\n")
+    with pytest.raises(CheckpointError, match=r"steps\.jsonl has 1 rows up to there"):
+        before(read_recorded(run), 3)
 
 
 def test_a_checkpoint_that_was_copied_away_stands_for_itself(run: Path, tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_an_accepted_recipe_goes_on(
     assert ended.code == 0, ended.err
     assert ended.out.count("is the one in steps.jsonl") == 3
     said = refused("step", "5", "runs/demo/other_data", script="inspect_data")
-    assert "step 5 was trained on data recipe" in said
+    assert "step 5 was trained on other data: after step 6" in said
 
 
 def test_another_stage_in_the_same_directory(refused: Refused, stages: Stages) -> None:

@@ -17,11 +17,12 @@ import yaml
 from vltrain import distributed
 from vltrain.assemble.datapath import DataPath
 from vltrain.batch import Example, Fault
+from vltrain.checkpoint.manifest import Manifest
 from vltrain.checkpoint.store import Checkpoint
 from vltrain.data.faults import Ledger
 from vltrain.errors import RecordFault, RecordingError
 from vltrain.metrics.console import ConsoleSink
-from vltrain.metrics.events import EventLog
+from vltrain.metrics.events import OTHER_DATA, EventLog
 from vltrain.metrics.jsonl import JsonlSink
 from vltrain.metrics.peaks import with_mfu
 from vltrain.metrics.rows import StepRow
@@ -83,6 +84,12 @@ class Recording:
     def event(self, word: str, step: int, detail: str) -> None:
         with writing_to(self._run_dir):
             self._events.append(word, step=step, detail=detail)
+
+    def other_data(self, left: Manifest) -> None:
+        """That data which was accepted as other begins after the checkpoint ``left``."""
+        if distributed.is_first():
+            detail = f"until here recipe {left.recipe_digest} with seed {left.seed}"
+            self.event(OTHER_DATA, left.step, detail)
 
     def sync(self) -> None:
         """Before a checkpoint names these rows."""

@@ -22,18 +22,18 @@ def run_peak(config: RunConfig, device: torch.device) -> float | None:
     """The sum over all ranks (collective). None where nobody can say what one of the devices can
     do: a CPU or another device that the table lacks, or fp32, without metrics.peak_tflops."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    peaks = distributed.gather_objects(_own_peak(config, name))
-    known = [peak for peak in peaks if peak is not None]
-    total = sum(known) if len(known) == len(peaks) else None
-    if total is not None:
-        log.info("MFU: of %.1f TFLOP/s, what %d devices can do at most", total / 1e12, len(peaks))
-    elif name is not None:
+    ranks = distributed.gather_objects((name, _own_peak(config, name)))
+    peaks = [peak for _, peak in ranks if peak is not None]
+    if len(peaks) == len(ranks):
+        log.info("MFU: of %.1f TFLOP/s, what all devices can do at most", sum(peaks) / 1e12)
+        return sum(peaks)
+    if unknown := sorted({name for name, peak in ranks if peak is None and name is not None}):
         log.info(
             "no MFU is reported: what %s can do in %s is not known here; set metrics.peak_tflops",
-            name,
+            ", ".join(unknown),
             config.engine.dtype.value,
         )
-    return total
+    return None
 
 
 def _own_peak(config: RunConfig, name: str | None) -> float | None:

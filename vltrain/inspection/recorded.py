@@ -18,6 +18,7 @@ from vltrain.checkpoint.store import CheckpointStore, open_checkpoint, run_of
 from vltrain.data.digest import chain
 from vltrain.data.plan import Plan
 from vltrain.errors import CheckpointError, ConfigError
+from vltrain.metrics.events import OTHER_DATA, last_step_of
 from vltrain.metrics.rows import StepRow, read_rows
 
 log = logging.getLogger(__name__)
@@ -25,41 +26,43 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedRun:
-    """rows: by step, 1 is the first. manifests: rising by step."""
+    """rows: by step, 1 is the first. manifests: rising by step. other_data_after: the step after
+    which the run was given the data that it has now, 0 where it has always had it."""
 
     directory: Path
     rows: dict[int, StepRow]
     manifests: tuple[Manifest, ...]
+    other_data_after: int = 0
 
     def cursor_before(self, step: int, *, plan: Plan) -> Mapping[str, Any] | None:
         """The latest recorded cursor from which ``step`` can be planned; None: only from the start.
 
-        plan: of the data that the run's last checkpoint has. Where the run was given it under way
-        (resume.accept), it begins at that checkpoint. Raises CheckpointError for a step that was
-        trained on the data of before.
+        plan: of the run's present data. Raises CheckpointError for a step that was trained on the
+        data of before, and where the rows from which the beginning is counted are gone.
         """
-        before = [m for m in self.manifests if m.cursor is not None and 0 < m.step < step]
-        since = next((m for m in self.manifests if m.step >= step), None)
-        if since is not None and not self._of_last_data(since):
+        if 0 < step <= self.other_data_after:
             raise CheckpointError(
-                f"step {step} was trained on data recipe {since.recipe_digest} with seed "
-                f"{since.seed}; after step {since.step} or later {self.directory} was given other "
-                f"data (resume.accept), and its config plans only that. To see the step, copy "
-                f"{self.directory}/checkpoints/step-{since.step:08d} to another folder, which "
-                "has the config of then, and inspect the copy"
+                f"step {step} was trained on other data: after step {self.other_data_after} "
+                f"{self.directory} was given that of its config (resume.accept), and only that can "
+                "be planned from it. A checkpoint of then, if one is kept, has the config of then: "
+                "copy it out of checkpoints/ to another folder and inspect the copy"
             )
-        if not before:
-            return None
-        if self._of_last_data(before[-1]):
-            return before[-1].cursor
-        sums = before[-1].counters["sums"]
+        since = [m for m in self.manifests if self.other_data_after < m.step < step and m.cursor]
+        if since or not self.other_data_after:
+            return since[-1].cursor if since else None
+        rows = [row for number, row in self.rows.items() if number <= self.other_data_after]
+        if len(rows) < self.other_data_after:
+            raise CheckpointError(
+                f"{self.directory} was given other data after step {self.other_data_after} "
+                f"(resume.accept), and its steps.jsonl has {len(rows)} rows up to there: where the "
+                "data began cannot be counted. Put the rows back, or ask for a step after its "
+                "next checkpoint"
+            )
         return plan.cursor_at(
-            step=before[-1].step, packs=sums["packs"], tokens=sum(sums["planned_tokens"].values())
+            step=self.other_data_after,
+            packs=sum(row.packs for row in rows),
+            tokens=sum(sum(row.planned_tokens.values()) for row in rows),
         )
-
-    def _of_last_data(self, manifest: Manifest) -> bool:
-        last = self.manifests[-1]
-        return (manifest.recipe_digest, manifest.seed) == (last.recipe_digest, last.seed)
 
     def refuse_other(self, *, recipe: str, seed: int) -> None:
         """Raise CheckpointError where the data as it is now is not what the run was trained on."""
@@ -131,7 +134,12 @@ def read_recorded(directory: Path) -> RecordedRun:
         except CheckpointError as error:
             log.warning("checkpoint of step %d passed over: %s", step, error)
     rows = {row.step: row for row in read_rows(directory / "steps.jsonl")}
-    return RecordedRun(directory=directory, rows=rows, manifests=tuple(manifests))
+    return RecordedRun(
+        directory=directory,
+        rows=rows,
+        manifests=tuple(manifests),
+        other_data_after=last_step_of(directory / "events.jsonl", event=OTHER_DATA),
+    )
 
 
 def prove(run: RecordedRun, *, step: int, digest: str) -> Proof | None:
