@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,13 +101,3 @@ def test_help_needs_no_stage(command_line, capsys, monkeypatch) -> None:
     assert "  stage=1|2|3" in said
     assert "  +debug=short" in said  # not in the defaults: has to be added
     assert "--cfg job" in said[-1]
-
-
-@pytest.mark.parametrize("script", ["eval", "warm_start"])
-def test_help_of_scripts_that_take_a_first_word(
-    script: str, command_line, capsys, monkeypatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
-    with contextlib.suppress(SystemExit):  # argparse ends the program itself
-        runpy.run_path(str(LAUNCH / f"{script}.py"), run_name="__main__")
-    assert f"python launch/{script}.py " in " ".join(capsys.readouterr().out.split())
