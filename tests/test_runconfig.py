@@ -260,6 +260,8 @@ REFUSED = [
     ),
     ((*DEMO, "optim.schedule.final_fraction=-1"), ["final_fraction=-1", "between 0 and 1"]),
     ((*DEMO, "evaluate.choices=1"), ["evaluate.choices=1", "at least 2"]),
+    ((*DEMO, "evaluate.iou_threshold=0"), ["evaluate.iou_threshold=0", "above 0 and at most 1"]),
+    ((*DEMO, "evaluate.iou_threshold=50"), ["evaluate.iou_threshold=50", "above 0 and at most 1"]),
     *(
         ((*DEMO, f"{key}=0"), [f"{key}=0: must be at least 1"])
         for key in (
