@@ -11,7 +11,7 @@ class EvaluateConfig:
     """Held-out records of each source that are evaluated, evenly spread over its shards."""
     batch_records: int = 16
     max_new_tokens: int = 24
-    """Longest answer to a question. One with a box may need 50."""
+    """Longest answer to a question. One with a box takes 30 and more."""
     iou_threshold: float = 0.5
     """Intersection over union from which a box of an answer is right: as RefCOCO's accuracy is
     published (Mao et al., arXiv 1511.02283)."""
