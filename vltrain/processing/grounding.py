@@ -62,8 +62,8 @@ def box_text(found: Boxes, *, images: Sequence[StoredImage], rounding: BoxRoundi
 def boxes_in(answer: str) -> tuple[Box, ...]:
     """The boxes that an answer names between ``<|det|>`` and ``<|/det|>``, in its order.
 
-    None where there are none, and where any such span is no list of boxes of four whole numbers
-    from 0 to 999. What stands around the spans does not matter, nor does one that is not closed.
+    Empty where there is no such span, and where any is no list of boxes of four whole numbers from
+    0 to 999. What stands around the spans does not matter, nor does one that is not closed.
     """
     spans = _DET.findall(answer)
     if not all(_LIST.fullmatch(span) for span in spans):
