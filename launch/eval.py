@@ -6,15 +6,14 @@ blanked. Writes results.json beside the run's rows and prints the table.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
-from command_line import with_clean_errors
+from command_line import add_overrides, with_clean_errors
 
 from vltrain.assemble.inference import load_run
 from vltrain.data.prepare import prepare_sources
 from vltrain.data.remote import RemoteStore
-from vltrain.errors import ConfigError
 from vltrain.evaluate.results import write_point
 from vltrain.evaluate.subject import subject_of
 from vltrain.evaluate.suite import evaluate_model
@@ -24,10 +23,12 @@ from vltrain.logs import setup_logging
 
 def main() -> None:
     """Load, measure, write, print."""
-    if len(sys.argv) < 2:
-        raise ConfigError("which run? python launch/eval.py RUN [key=value ...]")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="a run directory or one of its checkpoints")
+    add_overrides(parser)
+    words = parser.parse_args()
     setup_logging(rank=0)
-    run = load_run(Path(sys.argv[1]), overrides=sys.argv[2:])
+    run = load_run(words.run, overrides=words.overrides)
     remote = RemoteStore(run.config.data.remote)
     prepare_sources(
         run.config.data.held_out,

@@ -151,6 +151,8 @@ def main() -> None:
     elif what in OBJECTIVES:
         sys.argv.append(f"data=demo_warm_{what}")
         run_with_config(lambda config: train_part(what, config))
+    elif what in ("-h", "--help"):
+        print((__doc__ or "").strip())
     else:
         with_clean_errors(lambda: _refuse(what))
 

@@ -146,7 +146,7 @@ def test_every_optim_and_data_file_is_used_by_some_composition() -> None:
     data = {f"{m}_stage{n}" for m in ("deepseek_vl", "demo") for n in (1, 2, 3)}
     ablations = {f"deepseek_vl_stage2_{r}" for r in ("100_0", "75_25", "60_40", "25_75", "10_90")}
     warm = {"demo_warm_language", "demo_warm_towers"}
-    vl2 = {"deepseek_vl2_stage1", "deepseek_vl2_stage2"}  # composed in test_runconfig_vl2
+    vl2 = {f"deepseek_vl2_stage{n}" for n in (1, 2, 3)}  # composed in test_runconfig_vl2
     assert set(yaml_options("data")) == data | ablations | warm | vl2
 
 
@@ -253,17 +253,38 @@ def test_clean_arguments(given: list[str], cleaned: list[str]) -> None:
 REFUSED = [
     # words, what the message must hold
     (("stage=2",), ["data.sources", "path", "not set", "prepare.py"]),
-    (("stage=1",), ["data.sources.sharegpt4v_captions.path=FOLDER"]),
+    (
+        ("stage=1",),
+        [
+            "data.sources.NAME.path is not set for 2 sources "
+            "(document_ocr, sharegpt4v_captions): this mix",
+            "set data.sources.NAME.path=FOLDER",
+        ],
+    ),
+    (("stage=2", "model=deepseek_vl2_tiny"), ["(captions, docmatix, ", " wikihow, wit)"]),
     (
         ("stage=1", "data.sources.document_ocr.path=x"),
-        ["data.sources.sharegpt4v_captions.path is not set"],
+        [
+            "data.sources.sharegpt4v_captions.path is not set: this mix",
+            "set data.sources.sharegpt4v_captions.path=FOLDER",
+        ],
     ),
     ((*DEMO, "data.batch.sequences=???", "optim.lr=???"), ["sequences=VALUE optim.lr=VALUE"]),
     ((*DEMO, "data.mixture.language_share=1.5"), ["language_share=1.5", "between 0 and 1"]),
     ((*DEMO, "stage.trainable=[adaptor,languag]"), ["'languag'", "sam, siglip, adaptor, language"]),
     ((*DEMO, "optim.steps=0"), ["optim.steps=0", "at least 1"]),
     ((*DEMO, "optim.lr=-1"), ["optim.lr=-1", "above 0"]),
-    ((*DEMO, "optim.lr=nan"), ["optim.lr=nan", "above 0"]),
+    ((*DEMO, "optim.lr=nan"), ["optim.lr=nan: expected a finite number"]),
+    ((*DEMO, "data.sources.emoji.weight=inf"), ["emoji.weight=inf: expected a finite number"]),
+    (
+        (*DEMO, "+data.mixture.langage_share=0.8"),
+        [
+            "data.mixture.langage_share is no key of this config",
+            "did you mean data.mixture.language_share? data.mixture has: ",
+        ],
+    ),
+    ((*DEMO, "+data.sources.emoji.color=1"), ["color is no key of this config.", "emoji has: "]),
+    ((*DEMO, "+learning=1"), ["learning is no key of this config.", "the config has: run, stage"]),
     ((*DEMO, "optim.beta1=2"), ["optim.beta1=2", "below 1"]),
     ((*DEMO, "optim.beta2=1"), ["optim.beta2=1", "below 1"]),
     (
@@ -409,6 +430,16 @@ def test_the_resolved_config_is_yaml_that_holds_every_value(compose) -> None:
     assert "language_share: 0.7" in text
     assert "???" not in text
     assert "${" not in text
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"), [("", "optim.lr=[1"), ("", "run.name='x"), ("\nx: [", "optim.lr=1")]
+)
+def test_words_or_a_file_that_are_not_yaml(compose, tmp_path, damage: str, word: str) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(compose(*DEMO)) + damage)
+    with pytest.raises(ConfigError, match=r"is not YAML .*quote words with brackets") as error:
+        from_file(tmp_path / "config.yaml", overrides=[word])
+    assert f"config.yaml with the words {[word]}" in str(error.value)
 
 
 def test_written_paths_hold_in_any_working_directory(compose, tmp_path, monkeypatch) -> None:

@@ -15,13 +15,12 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 SIZES = ("tiny", "small", "base")
 
 
-def words(stage: int, size: str, *, data: str = "deepseek_vl") -> list[str]:
-    """A user's command, with folders for a mix (the default one is DeepSeek-VL's)."""
-    names = OmegaConf.load(CONF / f"data/{data}_stage{stage}.yaml").sources
+def words(stage: int, size: str) -> list[str]:
+    """A user's command, with folders for the mix that the family chooses."""
+    names = OmegaConf.load(CONF / f"data/deepseek_vl2_stage{stage}.yaml").sources
     return [
         f"stage={stage}",
         f"model=deepseek_vl2_{size}",
-        f"data={data}_stage{stage}",
         *(f"data.sources.{name}.path=somewhere/{name}" for name in names),
     ]
 
@@ -122,12 +121,18 @@ SETS = {
         "grounded_conversation": {"grounded_conversation"},
         "text": {"text"},
     },
+    3: {
+        "default": {
+            *("general_qa", "ocr_document", "table_chart", "reasoning_mathematics"),
+            *("textbook_academic", "web_to_code", "grounding", "grounded_conversation", "text_sft"),
+        },
+    },
 }
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_the_published_data_sets(compose, stage: int) -> None:
-    config = compose(*words(stage, "small", data="deepseek_vl2"))
+    config = compose(*words(stage, "small"))
     policy_of(stage).check(config)
     found: dict[str, set[str]] = {}
     for name, source in config.data.sources.items():
@@ -136,12 +141,19 @@ def test_the_published_data_sets(compose, stage: int) -> None:
     assert config.data.mixture.language_share == (0.0 if stage == 1 else 0.3)
     assert len(set(config.data.mixture.category_weights.values())) <= 1
     text = {n for n, s in config.data.sources.items() if s.modality.value == "language"}
-    assert text == ({"text"} if stage == 2 else set())
+    assert text == {1: set(), 2: {"text"}, 3: {"text_sft"}}[stage]
 
 
-def test_experts_one_by_one_are_not_for_zero_3(compose) -> None:
-    """Their processes stop with DeepSpeed's "disagreement on list length"."""
-    slow = [*words(2, "tiny"), "model.experts=reference"]
-    assert compose(*slow, "engine.zero_stage=2").model.experts.value == "reference"
-    with pytest.raises(ConfigError, match=r"model\.experts=reference with engine\.zero_stage=3"):
-        compose(*slow, "engine.zero_stage=3")
+@pytest.mark.parametrize(
+    "said",
+    [
+        ("data=demo_stage2",),
+        ("+experiment=demo",),
+        ("+experiment=demo_vl2", "model=deepseek_vl2_base"),
+    ],
+)
+def test_a_mix_that_is_named_wins_over_the_familys(compose, said: tuple[str, ...]) -> None:
+    room = "data.packing.sequence_length=4096"
+    config = compose("stage=2", "model=deepseek_vl2_tiny", *said, room)
+    assert config.data.sources["text"].path == "data/demo/stdlib_text/train"
+    assert "wit" not in config.data.sources

@@ -9,7 +9,9 @@ text, and the short ``resume=auto``.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -125,10 +128,11 @@ def clean_arguments(arguments: Sequence[str]) -> list[str]:
 def from_hydra(composed: DictConfig) -> RunConfig:
     """The composed config as dataclasses, checked.
 
-    Raises ConfigError for a value that is still ``???``, a value of the wrong type, and a
-    combination that contradicts itself.
+    Raises ConfigError for a key that the schema does not have, a value that is still ``???``, a
+    value of the wrong type, and a combination that contradicts itself.
     """
     try:
+        _check_keys(composed, "")
         config = cast(RunConfig, OmegaConf.to_object(composed))
     except MissingMandatoryValue as error:
         keys = sorted(OmegaConf.missing_keys(composed)) or [error.full_key or str(error)]
@@ -143,8 +147,8 @@ def from_hydra(composed: DictConfig) -> RunConfig:
 def from_file(path: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
     """The config that a run wrote (its config.yaml), with ``key=value`` words laid over it.
 
-    Raises ConfigError where the file is absent, or a word names a key that the config does not
-    have.
+    Raises ConfigError where the file is absent or damaged, or a word names a key that the config
+    does not have.
     """
     if not path.is_file():
         raise ConfigError(
@@ -166,26 +170,56 @@ def from_file(path: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
         )
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {error}".split("\n")[0]) from error
+    except yaml.YAMLError as error:
+        what = " ".join(str(error).split())
+        raise ConfigError(
+            f"{path} with the words {list(overrides)}: one of them is not YAML ({what}); quote "
+            "words with brackets, quotation marks or colons, and copy or write a damaged file again"
+        ) from error
     return from_hydra(cast(DictConfig, merged))
 
 
+def _check_keys(node: DictConfig, prefix: str) -> None:
+    """Every key is one of the schema and every number finite. Hydra refuses an unknown key but
+    advises to write ``+key=value``, and what is added so would be in the config without a use."""
+    kind = OmegaConf.get_type(node)
+    known = [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else None
+    for key in map(str, node):
+        if known is not None and key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            meant = f"; did you mean {prefix}{close[0]}?" if close else "."
+            where = prefix.removesuffix(".") or "the config"
+            raise ConfigError(
+                f"{prefix}{key} is no key of this config{meant} {where} has: {', '.join(known)}"
+            )
+        value = None if OmegaConf.is_missing(node, key) else node[key]
+        if isinstance(value, DictConfig):
+            _check_keys(value, f"{prefix}{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{prefix}{key}={value}: expected a finite number")
+
+
 def _missing(keys: Sequence[str]) -> str:
-    """What to do about values that are ???, all at once."""
-    sources = [key for key in keys if key.startswith("data.sources")]
+    """What to do about values that are ???, all at once; a published mix has dozens of them."""
+    sources = [key.split(".")[2] for key in keys if key.startswith("data.sources")]
     if sources:
-        settings = " ".join(f"{key}=FOLDER" for key in sources)
+        name = sources[0] if len(sources) == 1 else "NAME"
         return (
-            f"{', '.join(sources)} {'is' if len(sources) == 1 else 'are'} not set: this mix names "
-            "its data sets but not where you keep them. Make or fetch shards (data_recipes/, "
-            f"docs/data.md), set {settings} on the command line or in your own conf/data/ file, "
-            "then run launch/prepare.py with the same words; or try +experiment=demo after python "
-            "launch/make_data.py demo data/demo"
+            f"data.sources.{name}.path is not set{_of_each(sources)}: this mix names its data sets "
+            "but not where you keep them. Make or fetch shards (data_recipes/, docs/data.md), set "
+            f"data.sources.{name}.path=FOLDER on the command line or in your own conf/data/ file "
+            f"(~data.sources.{name} leaves one out), then run launch/prepare.py with the same "
+            "words; or try +experiment=demo after python launch/make_data.py demo data/demo"
         )
     settings = " ".join(f"{key}=VALUE" for key in keys)
     return (
         f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} not set (???): give {settings} on "
         "the command line or in a config file"
     )
+
+
+def _of_each(sources: Sequence[str]) -> str:
+    return "" if len(sources) == 1 else f" for {len(sources)} sources ({', '.join(sources)})"
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -351,7 +385,7 @@ _NUMBERS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         ),
     ),
 )
-"""What numbers must be, in words; of which settings (a NaN is refused by each)."""
+"""What numbers must be, in words; of which settings (they are finite: ``_check_keys``)."""
 
 
 def _check_numbers(config: RunConfig) -> None:

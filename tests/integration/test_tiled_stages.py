@@ -59,6 +59,10 @@ def manifest_of(run: Path) -> dict:
     return json.loads((newest / "manifest.json").read_text())
 
 
+def routers_of(checkpoint: Path) -> list[list[float]]:
+    return json.loads((checkpoint / "manifest.json").read_text())["counters"]["routers"]
+
+
 @pytest.fixture(scope="module")
 def runs(workspace: Path) -> dict[int, Path]:
     train_bpe(
@@ -131,6 +135,29 @@ def test_a_run_resumed_elsewhere_goes_on_with_the_same_corrections(
     found, expected = manifest_of(other), manifest_of(runs[2])
     assert (found["step"], found["world"]["size"], expected["world"]["size"]) == (6, 1, 2)
     assert found["counters"]["routers"] == expected["counters"]["routers"] != kept
+
+
+def test_a_rollback_takes_the_corrections_back_too(runs: dict[int, Path], workspace: Path) -> None:
+    """The fifth update is so large that the sixth step is not finite: back to what the fourth
+    left."""
+    run = workspace / "runs/demo/tiled2-back"
+    ended = run_forked(
+        *(*words(2), f"run.name={run.name}"),
+        *("optim.steps=8", "optim.clip_norm=0", "checkpoint.every_steps=1"),
+        *("checkpoint.keep_last=8", "stability.skip_budget=0"),
+        "optim.schedule.kind=step",
+        "optim.schedule.milestones=[0.5,0.625]",
+        "optim.schedule.factors=[1e33,1]",
+        processes=1,
+        cwd=workspace,
+    )
+    assert ended.code == 0, ended.err
+    assert "the weights of step 4, after 4 updates, go on with the data after step 6" in ended.err
+    kept = {step: routers_of(run / f"checkpoints/step-0000000{step}") for step in range(4, 9)}
+    assert kept[5] != kept[4]
+    assert kept[6] == kept[4]
+    assert kept[8] != kept[6]  # they go on from there
+    assert float((torch.tensor(kept[8]) - torch.tensor(kept[4])).abs().max()) <= 0.0021
 
 
 def test_images_cost_their_tiles(runs: dict[int, Path]) -> None:

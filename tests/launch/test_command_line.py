@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,3 +82,24 @@ def test_a_sweep_over_stages_is_refused(command_line) -> None:
 )
 def test_other_words_are_left_to_hydra(command_line, words: list[str]) -> None:
     command_line._refuse_words(words)
+
+
+def test_help_needs_no_stage(command_line, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "stage=9", "--help"])
+    monkeypatch.setattr(sys.modules["__main__"], "__doc__", "Train one stage.\n")
+    command_line.run_with_config(lambda config: fail(AssertionError("not to be run")))
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == ["Train one stage.", "", "Groups:"]
+    assert "  stage=1|2|3" in said
+    assert "  +debug=short" in said  # not in the defaults: has to be added
+    assert "--cfg job" in said[-1]
+
+
+@pytest.mark.parametrize("script", ["eval", "warm_start"])
+def test_help_of_scripts_that_take_a_first_word(
+    script: str, command_line, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
+    with contextlib.suppress(SystemExit):  # argparse ends the program itself
+        runpy.run_path(str(LAUNCH / f"{script}.py"), run_name="__main__")
+    assert f"python launch/{script}.py " in " ".join(capsys.readouterr().out.split())

@@ -199,8 +199,15 @@ ROUTING: dict[str, dict[str, Any]] = {
         "topk_method": "greedy",
         "n_group": 1,
         "topk_group": 1,
+        "first_k_dense_replace": 1,
     },
-    "small": {"q_lora_rank": None, "topk_method": "greedy", "n_group": 1, "topk_group": 1},
+    "small": {
+        "q_lora_rank": None,
+        "topk_method": "greedy",
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+    },
     "base": {
         "q_lora_rank": None,
         "topk_method": "noaux_tc",
@@ -209,6 +216,7 @@ ROUTING: dict[str, dict[str, Any]] = {
         "routed_scaling_factor": 2.0,
         "n_group": 1,
         "topk_group": 1,
+        "first_k_dense_replace": 1,
     },
 }
 """What language_config says of attention and routing."""

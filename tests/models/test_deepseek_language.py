@@ -119,7 +119,12 @@ def test_another_routing_is_refused(config, tmp_path, model_type):
 def test_a_partial_config_of_deepseekmoe_has_plain_attention(config, tmp_path):
     tensors = released_tensors(language_shapes(small_language("tiny")))
     save_file(tensors, tmp_path / "model.safetensors")
-    settings = {"model_type": "deepseek", "num_attention_heads": 2, "num_experts_per_tok": 2}
+    settings = {
+        "model_type": "deepseek",
+        "num_attention_heads": 2,
+        "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1,
+    }
     (tmp_path / "config.json").write_text(json.dumps(settings))
     built = fresh(config)
     load_weights(built, directories={"language": tmp_path})

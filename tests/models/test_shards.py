@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import weakref
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from vltrain.errors import WeightsError
 from vltrain.models.shards import write_shards
 
 TENSORS = {
@@ -95,3 +97,52 @@ def test_some_tensors_stay_in_float32_and_lie_at_multiples_of_their_size(tmp_pat
     header = json.loads(stored[8 : 8 + int.from_bytes(stored[:8], "little")])
     assert header["exact"]["data_offsets"] == [0, 4]
     assert header["a"]["data_offsets"] == [4, 10]
+
+
+def refusal(directory, tensors, *, dtype=torch.float32) -> str:
+    """What is said, after which nothing is left."""
+    with pytest.raises(WeightsError) as error:
+        write_shards(
+            directory,
+            shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
+            read=tensors.__getitem__,
+            dtype=dtype,
+            shard_bytes=24,
+        )
+    assert list(directory.iterdir()) == []
+    return str(error.value)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    """In the first shard and in the last."""
+    bad = torch.tensor([math.nan, 1.0, math.inf, -math.inf])
+    said = refusal(tmp_path, {**TENSORS, "a": torch.tensor([[math.nan, 2.0]]), "bad": bad})
+    assert said == (
+        f"cannot export to {tmp_path}: 4 values in 2 tensors are not finite:\n"
+        "  a: 1 of 2\n"
+        "  bad: 3 of 4\n"
+        "They are so where they were read: of what trained, export an earlier checkpoint "
+        "(RUN/checkpoints/step-N); of what did not, fetch the published weights again\n"
+        "No weights were left there"
+    )
+
+
+def test_values_that_the_written_type_cannot_hold_are_refused(tmp_path):
+    """65,504 is float16's largest number."""
+    tensors = {"fits": torch.tensor([65504.0]), "large": torch.tensor([70000.0, -1e5, 1.0])}
+    said = refusal(tmp_path, tensors, dtype=torch.float16)
+    assert "2 values in 1 tensors are not finite:\n  large: 2 of 3\n" in said
+    assert "They are finite where they were read and too large for float16: give --dtype " in said
+    assert "float32 or bfloat16\n" in said
+    assert "earlier checkpoint" not in said
+    beyond = refusal(tmp_path, {"w": torch.tensor([3.4e38])}, dtype=torch.bfloat16)
+    assert "too large for bfloat16: give --dtype float32\n" in beyond
+
+
+def test_both_at_once_and_more_than_a_message_shows(tmp_path):
+    tensors = {f"t{n:02d}": torch.tensor([math.nan]) for n in range(11)}
+    said = refusal(tmp_path, {**tensors, "u": torch.tensor([70000.0])}, dtype=torch.float16)
+    assert "12 values in 12 tensors are not finite:\n  t00: 1 of 1\n" in said
+    assert "  t09: 1 of 1\n  and 2 more tensors\n" in said
+    assert "export an earlier checkpoint" in said
+    assert "Some are finite where they were read and too large for float16" in said

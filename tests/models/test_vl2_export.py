@@ -10,7 +10,7 @@ import torch
 from released_vl2 import CORRECTION, SMALL_SIGLIP, small_language, vl2_shapes
 from safetensors.torch import load_file
 
-from vltrain.errors import ConfigError
+from vltrain.errors import ConfigError, WeightsError
 from vltrain.models.config import Activation, SiglipConfig
 from vltrain.models.export import ExportFormat, StateSource, export_model, refuse_unfit
 from vltrain.models.export_vl2 import PAD_TOKEN, mlp_ratio
@@ -48,6 +48,17 @@ def test_an_export_reads_a_layers_experts_once(small_vl2, build, tmp_path, expor
         shard_bytes=20_000,
     )
     assert sorted(read) == sorted(state)
+
+
+def test_an_expert_that_is_not_finite_is_named(small_vl2, build, tmp_path, export_tokens):
+    """By its published name, and no config.json makes a model of what was begun."""
+    built = build(small_vl2("base"))
+    built.module.get_parameter("language.model.layers.2.mlp.experts.gate_up_proj").data[5, 40] = (
+        float("nan")
+    )
+    with pytest.raises(WeightsError, match=r"experts\.5\.up_proj\.weight: 32 of 1024"):
+        export(built, tmp_path, export_tokens)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_export_has_the_released_shape(small_vl2, build, tmp_path, export_tokens):

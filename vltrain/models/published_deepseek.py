@@ -6,6 +6,10 @@ differences in words. What is not said has the default of the class that reads i
 ``deepseek_v2`` and a VL2's language_config those of the released code, for ``deepseek_v3`` those of
 transformers' class (whose routing is fixed). transformers' own class for V2 is not used, because
 it knows neither ``use_mla`` nor ``scoring_func``.
+
+Two settings are of training alone (``aux_loss_alpha``, ``seq_aux``): here the run's config says how
+routers are balanced, so a directory that says otherwise is no other model and is not refused, but
+the difference is told.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from typing import Any
 
 from vltrain.models.config import LanguageConfig
 from vltrain.models.layouts import DEEPSEEK_VL2
+from vltrain.models.moe_config import RouterConfig
 
 _V2: dict[str, Any] = {
     "num_attention_heads": 32,
@@ -26,6 +31,8 @@ _V2: dict[str, Any] = {
     "norm_topk_prob": False,
     "routed_scaling_factor": 1.0,
     "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 0,
     "moe_layer_freq": 1,
     "rms_norm_eps": 1e-6,
     "hidden_act": "silu",
@@ -42,6 +49,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
         "routed_scaling_factor": 2.5,
         "n_group": 8,
+        "topk_group": 4,
+        "first_k_dense_replace": 3,
+        "rope_interleave": True,
     },
     DEEPSEEK_VL2: _V2,
 }
@@ -53,9 +63,12 @@ _FIELDS = {
     "topk_method": "moe.selection",
     "norm_topk_prob": "moe.normalise_weights",
     "routed_scaling_factor": "moe.scale",
+    "first_k_dense_replace": "moe.dense_layers",
     "rms_norm_eps": "norm_eps",
 }
 """Ours of theirs; what has none can have one value alone."""
+_ALWAYS = {"rope_interleave": True}
+"""What the parts compute and no released file says."""
 
 
 def language_settings(config: LanguageConfig) -> dict[str, Any]:
@@ -105,13 +118,29 @@ def language_differences(
             f"config.json: language is a {said.get('model_type', model_type)} with experts, "
             "model.language.moe is not set"
         ]
-    own = language_settings(config)
+    own = language_settings(config) | _ALWAYS
     found = _filled(said, model_type=model_type)
     return [
         f"config.json: {key} of language is {found[key]}, {_own(key, own[key])}"
         for key in _DEFAULTS[model_type]
         if found[key] != own[key]
     ]
+
+
+def balance_differences(said: Mapping[str, Any], *, router: RouterConfig) -> list[str]:
+    """Where a published language model says that it was trained with other routers' balance than
+    ``router``, in words. said: its settings; what they leave out is not compared."""
+    found = []
+    if said.get("aux_loss_alpha", router.penalty_weight) != router.penalty_weight:
+        found.append(
+            f"config.json: aux_loss_alpha of language is {said['aux_loss_alpha']}; this run's is "
+            f"model.router.penalty_weight={router.penalty_weight}"
+        )
+    if not said.get("seq_aux", True):
+        found.append(
+            "config.json: seq_aux of language is False; this run's balance loss is by sequence"
+        )
+    return found
 
 
 def _filled(said: Mapping[str, Any], *, model_type: str) -> dict[str, Any]:
@@ -121,7 +150,7 @@ def _filled(said: Mapping[str, Any], *, model_type: str) -> dict[str, Any]:
     if found["topk_method"] == "group_limited_greedy" and found["n_group"] in (None, 1):
         found["topk_method"] = "greedy"  # of one group
     if found["topk_method"] == "greedy" or found["n_group"] is None:
-        found["n_group"] = 1  # not asked
+        found["n_group"] = found["topk_group"] = 1  # not asked
     return found
 
 

@@ -19,7 +19,7 @@ from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 
 from vltrain.models.config import Activation, LanguageConfig, ModelConfig
 from vltrain.models.layouts import DEEPSEEK_LANGUAGE, DEEPSEEK_VL2
-from vltrain.models.published_deepseek import language_differences
+from vltrain.models.published_deepseek import balance_differences, language_differences
 
 _CLASSES = {"sam": SamVisionConfig, "siglip": SiglipVisionConfig, "language": LlamaConfig}
 _SECTIONS: dict[str, dict[str, str | None]] = {
@@ -92,6 +92,17 @@ def setting_differences(
         return _differences(said, settings=settings, part=part, config=config)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         return [f"config.json: the settings of {part} are not understood: {error}"]
+
+
+def training_differences(settings: Mapping[str, Any], *, config: ModelConfig) -> list[str]:
+    """Where a published model says that its language model was trained with another loss than
+    ``config`` asks for, in words. It is no other model for that."""
+    model_type = str(settings.get("model_type"))
+    if model_type not in (*DEEPSEEK_LANGUAGE, DEEPSEEK_VL2):
+        return []
+    section = _SECTIONS[model_type]["language"]
+    said = settings if section is None else settings.get(section, {})
+    return balance_differences(said, router=config.router)
 
 
 def _differences(

@@ -10,6 +10,7 @@ started from.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -21,9 +22,11 @@ from vltrain.errors import WeightsError
 from vltrain.models.build import BuiltModel
 from vltrain.models.config import ModelConfig
 from vltrain.models.layouts import is_unused, place_own_neck
-from vltrain.models.published_settings import setting_differences
+from vltrain.models.published_settings import setting_differences, training_differences
 from vltrain.models.published_vit import Published, open_published
 from vltrain.models.trainable import part_of, parts_of
+
+log = logging.getLogger(__name__)
 
 SHOWN = 10
 """Tensors of one kind of fault that a message shows."""
@@ -40,7 +43,8 @@ def load_weights(
     An adaptor without a directory of its own takes its second neck from SAM's directory (see
     ``neck_source``), unless it is ``filled_later``: a parameter is filled once, because filling may
     share it out over the ranks. Raises WeightsError naming every tensor, of all directories, that
-    is missing, unexpected or of another shape, and every setting that makes it another model.
+    is missing, unexpected or of another shape, and every setting that makes it another model. Warns
+    of settings that the run trains otherwise.
     """
     parts_at: dict[Path, list[str]] = {}
     for part, directory in directories.items():
@@ -69,7 +73,11 @@ def load_weights(
             "\n".join(faults)
             + "\nGive model.weights.PART a directory of this shape, or choose another model"
         )
+    trained = {part_of(name) for name in built.trainable}
     for published, targets in opened:
+        if "language" in trained.intersection(map(part_of, targets)):
+            for difference in training_differences(published.settings, config=built.config):
+                log.warning("%s: %s", published.directory, difference)
         for name, tensor in published.tensors(targets.__contains__):
             for target in targets[name]:
                 built.fill(target, tensor)

@@ -52,11 +52,12 @@ class TextTokenizer:
         """Read ``tokenizer.json`` and ``tokenizer_config.json`` (for the names of the first and end
         tokens) in ``directory``.
 
-        Raises ConfigError where a file or token is missing or ``image_token`` has another id.
+        Raises ConfigError where a file or token is missing, a file is damaged or ``image_token``
+        has another id.
         """
         directory = Path(directory)
-        config = _read_config(directory)
-        text = (directory / TOKENIZER_FILE).read_text(encoding="utf-8")
+        text, _ = read_json(directory, TOKENIZER_FILE)
+        _, config = read_json(directory, CONFIG_FILE)
         backend = Tokenizer.from_str(text)
         bos_id = _id_of(backend, _token_name(config, "bos_token", directory), directory)
         eos_id = _id_of(backend, _token_name(config, "eos_token", directory), directory)
@@ -143,14 +144,26 @@ def _raw_bytes(token: str) -> bytes:
     return token.encode()
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
-    for name in (TOKENIZER_FILE, CONFIG_FILE):
-        if not (directory / name).is_file():
-            raise ConfigError(
-                f"no {name} in {directory}: model.tokenizer must be a directory with "
-                f"{TOKENIZER_FILE} and {CONFIG_FILE}, such as the published checkpoint's"
-            )
-    return json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+def read_json(directory: Path, name: str) -> tuple[str, dict[str, Any]]:
+    """A file's text and what it says. Raises ConfigError where it is not there or no JSON."""
+    path = directory / name
+    if not path.is_file():
+        raise ConfigError(
+            f"no {name} in {directory}: model.tokenizer must be a directory with "
+            f"{TOKENIZER_FILE} and {CONFIG_FILE}, such as the published checkpoint's"
+        )
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8")
+        values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is not JSON ({error}): its {len(data):,} bytes begin with {data[:40]!r}; copy "
+            "or fetch it again (a download without git-lfs leaves a short note in its place)"
+        ) from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a JSON object, found a {type(values).__name__}")
+    return text, values
 
 
 def _token_name(config: dict[str, Any], key: str, directory: Path) -> str:
@@ -193,6 +206,5 @@ def _check_image_token(
     taken = f"; id {image_token_id} is {holder!r} there" if holder is not None else ""
     raise ConfigError(
         f"no image token {image_token!r} in {path} (expected at id {image_token_id}{taken}): set "
-        "model.image_token, or make a copy that has it with "
-        "vltrain.processing.place_image_token.place_image_token"
+        "model.image_token, or make a copy that has it with launch/place_tokens.py"
     )
