@@ -365,6 +365,7 @@ _NUMBERS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ),
     ("must be above 0", lambda value: value > 0, ("optim.lr", "optim.eps")),
     ("must be above 0, or null", lambda v: v is None or v > 0, ("metrics.peak_tflops",)),
+    ("must be above 0 and at most 1", lambda value: 0 < value <= 1, ("evaluate.iou_threshold",)),
     ("expected 0 to 4294967295", lambda value: 0 <= value < 2**32, ("run.seed",)),
     (
         "must be 0 or more and below 1",
