@@ -1,9 +1,9 @@
 """What all launch scripts share: words to a checked config, errors to one message and an exit code.
 
 Exit codes: 0 done; 1 Hydra refused the words; 2 an error that is the user's to mend, 3 another
-process failed, 75 stopped by a signal and saved (one message, no traceback). Under a launcher the
-first rank speaks for all until the processes know each other; after that a rank that fails says so
-itself.
+process failed, 75 stopped by a signal and saved, 130 Ctrl-C (one message, no traceback). Under a
+launcher the first rank speaks for all until the processes know each other; after that a rank that
+fails says so itself.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,10 @@ from vltrain.runconfig import RunConfig, clean_arguments, from_hydra, register_s
 CONF = Path(__file__).resolve().parents[1] / "conf"
 LONGEST_NAME = 200
 """Characters; most file systems take 255 bytes."""
+INTERRUPTED = (
+    "interrupted. Nothing was saved since the last checkpoint; the same command continues a "
+    "training run from there (SIGTERM saves first)"
+)
 GROUPS = sorted({p.parent.name for p in CONF.glob("*/*.yaml")})
 
 
@@ -81,7 +86,7 @@ def _help(what: str) -> str:
 
 
 def with_clean_errors(task: Callable[[], None]) -> None:
-    """Run ``task``; a VltrainError becomes one message and its exit code."""
+    """Run ``task``; a VltrainError, or Ctrl-C, becomes one message and its exit code."""
     with redacted_errors():
         try:
             task()
@@ -91,6 +96,10 @@ def with_clean_errors(task: Callable[[], None]) -> None:
                 who = f"rank {distributed.rank()}: " if alone else ""
                 print(f"{who}error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(error.exit_code) from error
+        except KeyboardInterrupt:
+            if os.environ.get("RANK", "0") == "0":
+                print(INTERRUPTED, file=sys.stderr, flush=True)
+            raise SystemExit(128 + signal.SIGINT) from None
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:

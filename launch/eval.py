@@ -1,7 +1,8 @@
 """Evaluate a run on its held-out data: python launch/eval.py RUN [key=value ...]
 
 RUN is a run directory or one of its checkpoints. Every visual figure is repeated with the pictures
-blanked. Writes results.json beside the run's rows and prints the table.
+blanked. Writes results.json beside the run's rows (of a checkpoint that was copied away from its
+run, into the copy) and prints the table.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def test_neither_files_nor_wandb_see_them(
         f"+engine.extra={{api_key: {KEY}x, other: {KEY}}}",
     )
     config.run_dir.mkdir(parents=True)
-    recording = Recording(config, resumed=None)
+    recording = Recording(config, resumed=None, peak_flops=None)
     recording.close()
     written = (config.run_dir / "config.yaml").read_text()
     for text in (written, str(sent), to_yaml(config)):

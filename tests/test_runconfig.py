@@ -274,6 +274,7 @@ REFUSED = [
     ((*DEMO, "stage.trainable=[adaptor,languag]"), ["'languag'", "sam, siglip, adaptor, language"]),
     ((*DEMO, "optim.steps=0"), ["optim.steps=0", "at least 1"]),
     ((*DEMO, "optim.lr=-1"), ["optim.lr=-1", "above 0"]),
+    ((*DEMO, "metrics.peak_tflops=0"), ["metrics.peak_tflops=0", "above 0, or null"]),
     ((*DEMO, "optim.lr=nan"), ["optim.lr=nan: expected a finite number"]),
     ((*DEMO, "data.sources.emoji.weight=inf"), ["emoji.weight=inf: expected a finite number"]),
     (

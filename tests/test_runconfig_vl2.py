@@ -8,6 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from stages import policy_of
+from vltrain.assemble.datapath import work_cost
 from vltrain.batch import Template
 from vltrain.errors import ConfigError
 
@@ -60,8 +61,9 @@ def test_table_2(compose, size: str, stage: int) -> None:
     assert not config.data.packing.image_tokens_on_top
 
 
-def test_the_step_schedule_divides_by_the_root_of_ten(compose) -> None:
-    schedule = compose(*words(2, "base")).optim.schedule
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_the_step_schedule_divides_by_the_root_of_ten(compose, size: str) -> None:
+    schedule = compose(*words(2, size)).optim.schedule
     assert schedule.milestones == [0.5, 0.75]
     assert schedule.factors == pytest.approx([10**-0.5, 0.1])
 
@@ -75,6 +77,15 @@ def test_shares_of_text(compose, stage: int, share: float) -> None:
     assert config.stage.template is Template.deepseek_vl2
     with pytest.raises(ConfigError, match="template=deepseek; expected for deepseek_vl2"):
         policy_of(stage).check(compose(*words(stage, "tiny"), "stage.template=deepseek"))
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_images_are_tiled_as_released(compose, size: str) -> None:
+    model = compose(*words(1, size)).model
+    assert model.pad_color == [127, 127, 127]
+    assert (model.siglip_mean, model.siglip_std) == ([0.5] * 3, [0.5] * 3)
+    tiling = model.tiling
+    assert (tiling.max_tiles, tiling.max_tiled_images, tiling.rule.value) == (9, 2, "effective")
 
 
 def test_an_image_costs_what_the_paper_says(compose) -> None:
@@ -99,6 +110,15 @@ def test_the_policy_guards_what_trains(compose, stage: int, word: str, said: lis
         policy_of(stage).check(config)
     for piece in said:
         assert piece in str(error.value)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_ranks_are_balanced_by_tiles(compose, stage: int) -> None:
+    """Forward and twice that backward through SigLIP, whose weights meet 729 patches of a square
+    of 196 tokens; beside it, its attention and the adaptor are small."""
+    cost = work_cost(compose(*words(stage, "tiny")))
+    assert cost.image_token == pytest.approx(6 * 412_987_248 * 729 / 196, rel=0.25)
+    assert cost.image_token > 2 * cost.token  # one that sees it, of 0.57 billion parameters
 
 
 def test_a_sequence_must_hold_the_largest_image(compose) -> None:

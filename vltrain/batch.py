@@ -272,6 +272,11 @@ class MicroBatch:
     faults: tuple[Fault, ...] = field(default=())
 
     @property
+    def num_slots(self) -> int:
+        """Places that are computed, B x T; those without a token are padding."""
+        return self.ids.numel()
+
+    @property
     def num_squares(self) -> int:
         """Of all images: what the vision encoder sees."""
         return len(self.images)

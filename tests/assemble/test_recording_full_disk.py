@@ -16,7 +16,7 @@ def test_a_full_disk_is_said(compose, tmp_path: Path) -> None:
         "stage=1", "+experiment=demo", f"run.root={tmp_path}", "metrics.wandb.enabled=false"
     )
     config.run_dir.mkdir(parents=True)
-    recording = Recording(config, resumed=None)
+    recording = Recording(config, resumed=None, peak_flops=None)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:

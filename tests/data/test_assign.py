@@ -8,7 +8,14 @@ import pytest
 from plan_fakes import make_plan, picture_table, text_table
 
 from vltrain.batch import Modality, PackPlan, PieceRef, StepPlan
-from vltrain.data.assign import WorkCost, assign, assign_all, imbalance, micro_batches_per_rank
+from vltrain.data.assign import (
+    WorkCost,
+    assign,
+    assign_all,
+    assigned_to,
+    imbalance,
+    micro_batches_per_rank,
+)
 from vltrain.data.config import MixtureConfig
 
 COST_7B = WorkCost(token=38.9e9, token_squared=0.737e6, image_token=1.38e12 / 576)
@@ -47,6 +54,16 @@ def test_two_ranks_by_hand():
     step = step_of([4, 9, 5, 7])
     assert numbers(assign_all(step, world=2, micro=1, cost=TOKENS)) == [[[1], [0]], [[3], [2]]]
     assert assign(step, world=2, micro=1, rank=1, cost=TOKENS)[0].packs[0].number == 3
+
+
+def test_every_rank_knows_how_even_the_step_is():
+    # 9 + 4 and 7 + 5: 13 over a mean of 12.5.
+    for rank in (0, 1):
+        found = assigned_to(step_of([4, 9, 5, 7]), world=2, micro=1, rank=rank, cost=TOKENS)
+        assert found.imbalance == 13 / 12.5
+    # Packs of one micro-batch are padded to the longest: 2 x 9 and 2 x 5.
+    found = assigned_to(step_of([4, 9, 5, 7]), world=2, micro=2, rank=0, cost=TOKENS)
+    assert found.imbalance == 18 / 14
 
 
 def test_image_tokens_are_work():
@@ -107,3 +124,5 @@ def test_imbalance_of_the_published_step_on_64_ranks(grouping):
         for micro in (1, 4):
             assigned = assign_all(step, world=64, micro=micro, cost=COST_7B)
             assert imbalance(assigned, cost=COST_7B) <= 1.02
+            mine = assigned_to(step, world=64, micro=micro, rank=9, cost=COST_7B)
+            assert mine.imbalance == pytest.approx(imbalance(assigned, cost=COST_7B), abs=1e-12)

@@ -14,6 +14,7 @@ from vltrain.data import shardjob
 from vltrain.data.config import FaultConfig, SourceConfig
 from vltrain.data.prepare import PrepareProgress, prepare_sources
 from vltrain.data.reportchart import draw_report
+from vltrain.data.sources import open_source
 from vltrain.errors import ConfigError, DataError, FaultBudgetExceeded
 from vltrain.processing.encode import Encoder, PieceSize
 
@@ -77,6 +78,21 @@ def test_what_is_fresh_is_kept_and_new_shards_extend(tmp_path: Path) -> None:
     (source,) = prepare(sources).sources
     assert (source.built_shards, source.totals["multimodal"]["samples"]) == (1, 3)
     assert before.items() <= times(tmp_path).items()
+
+
+def test_a_shard_that_is_gone_is_refused_until_prepare_forgets_it(tmp_path: Path, caplog) -> None:
+    captions(tmp_path / "a.tar", ["dog"])
+    shard = captions(tmp_path / "b.tar", ["cat"])
+    sources = {"s": source_config(tmp_path)}
+    prepare(sources)
+    shard.unlink()
+    with pytest.raises(DataError, match=r"1 shards that were indexed .* b\.tar\. Bring them back"):
+        open_source("s", sources["s"])
+    one = source_config(tmp_path / "a.tar")  # a named shard is all that this one means
+    assert len(open_source("s", one).shards) == 1
+    prepare(sources)
+    assert "source s: no longer there, and forgotten: b.tar" in caplog.text
+    assert [shard.name for shard in open_source("s", sources["s"]).shards] == ["a.tar"]
 
 
 def test_a_touched_shard_keeps_its_token_table(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from vltrain.data.prepare import prepare_sources
 from vltrain.data.propose import propose_source
 from vltrain.data.remote import RemoteStore, source_shards
 from vltrain.data.report import PrepareReport
+from vltrain.data.shardfile import mapped
 from vltrain.data.sources import open_source
 from vltrain.errors import ConfigError, DataError
 
@@ -270,6 +271,18 @@ def test_remote_shards_are_the_local_ones(tmp_path: Path) -> None:
         for c in (config, local)
     }
     assert len(tables) == 1  # where shards lie does not change the recipe
+
+
+def test_a_whole_copy_has_no_name_that_could_outlive_its_process(tmp_path: Path) -> None:
+    shard, remote = put(b"0123456789"), store(tmp_path)
+    with mapped(shard, remote=remote) as data:
+        assert data[:] == b"0123456789"
+        assert list(remote.scratch().iterdir()) == []
+    with (
+        pytest.raises(DataError, match=r"is empty \(0 bytes\)"),
+        mapped(put(b"", "/empty.tar"), remote=remote),
+    ):
+        pass
 
 
 def test_a_shard_that_changed_is_refused(tmp_path: Path) -> None:

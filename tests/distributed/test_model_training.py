@@ -53,16 +53,19 @@ def judge(cases: Sequence[dict], found: list[dict]) -> None:
                 assert row["difference"] < 1e-6, where
                 assert row["frozen_moved"] == 0, where
                 assert row["corrections_apart"] == 0, where
-                assert (row["corrections_moved"] > 0) == (case["model"] == "tiny_vl2"), where
+                assert (row["corrections_moved"] > 0) == case["corrects"], where
                 if case["model"] == "tiny_vl2" and step == 1:  # equal tokens choose few experts
                     assert row["idle_experts"][0] > row["idle_experts"][1], where
                 assert row["frozen"] > 0 or row["every_part_trains"], where
             assert rows[-1]["unmoved"] == [], f"{case}, ZeRO {stage}"
 
 
-def case_of(*parts: str, model: str, overrides: dict, recompute: str, zero_stages) -> dict:
-    """See model_training.py."""
+def case_of(
+    *parts: str, model: str, overrides: dict, recompute: str, zero_stages, corrects: bool = False
+) -> dict:
+    """See model_training.py. corrects: whether its routers choose with corrections."""
     return {
+        "corrects": corrects,
         "model": model,
         "parts": list(parts),
         "overrides": overrides,
@@ -91,10 +94,26 @@ def stage_3(encoder: str, kind: str, *, zero_stages=EVERY_STAGE, recompute: str 
     )
 
 
-def tiled(*parts: str, zero_stages=EVERY_STAGE) -> dict:
+GREEDY = {
+    "moe": {"scoring": "softmax", "selection": "greedy", "normalise_weights": False, "scale": 1.0}
+}
+VARIANTS = {
+    "tiny": {"language": {**GREEDY, "mla": None}, "router": {"correction_step": 0.0}},
+    "small": {"language": GREEDY, "router": {"correction_step": 0.0}},
+    "base": {},
+}
+"""Attention and routing of each released DeepSeek-VL2."""
+
+
+def tiled(*parts: str, variant: str = "base", zero_stages=EVERY_STAGE) -> dict:
     """DeepSeek-VL2, with experts that only one of the ranks uses."""
     return case_of(
-        *parts, model="tiny_vl2", overrides={}, recompute="full", zero_stages=zero_stages
+        *parts,
+        model="tiny_vl2",
+        overrides=VARIANTS[variant],
+        recompute="full",
+        zero_stages=zero_stages,
+        corrects=variant == "base",
     )
 
 
@@ -111,6 +130,20 @@ def test_ranks_that_differ_train_as_one_process(tmp_path):
         stage_3("siglip_dinov2", "pool_height", zero_stages=[3]),
         tiled("siglip", "adaptor", zero_stages=[3]),
         tiled("siglip", "adaptor", "language"),
+        tiled("siglip", "adaptor", "language", variant="tiny", zero_stages=[3]),
+        tiled("siglip", "adaptor", "language", variant="small", zero_stages=[2]),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(HANG_SECONDS + 100)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_deepseek_vl2_trains_as_one_process(tmp_path, variant):
+    """In its stage 1 and in the stages that train all."""
+    check(
+        tmp_path / "rows.json",
+        tiled("siglip", "adaptor", variant=variant),
+        tiled("siglip", "adaptor", "language", variant=variant),
     )
 
 

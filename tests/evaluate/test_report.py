@@ -246,6 +246,20 @@ def test_token_totals_compare_planned_with_realised(tmp_path):
     assert totals.realised == {"language": 350, "multimodal": 150}
     assert totals.realised_share == pytest.approx(0.7)
     assert (totals.holes, totals.images, totals.seconds) == (1, 5, 300.0)
+    assert (totals.mfu, totals.useful_share) == (None, None)
+
+
+def test_mfu_and_useful_tokens_are_shown_where_they_are_known(tmp_path):
+    run = write_run(tmp_path / "a", stage="align", right=1)
+    page, _ = report(tmp_path, [run])
+    assert "MFU" not in page.text
+    assert "held a token" not in page.text
+    sink = JsonlSink(run / "steps.jsonl")
+    sink.write(replace(row(11, stage="align"), mfu=0.4123, slots=100))
+    sink.close()
+    useful = sum(row(11, stage="align").tokens.values())
+    page, _ = report(tmp_path, [run])
+    assert f"{useful}.0 % of the computed places held a token; MFU 41.2 %." in page.text
 
 
 def test_runs_are_found_by_name(tmp_path):

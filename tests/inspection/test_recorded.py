@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from vltrain.checkpoint.manifest import Manifest, to_json
 from vltrain.data.digest import chain
 from vltrain.errors import CheckpointError, ConfigError
-from vltrain.inspection.recorded import prove, read_recorded, run_directory
+from vltrain.inspection.recorded import RecordedRun, prove, read_recorded, run_directory
+from vltrain.metrics.events import OTHER_DATA, EventLog
 from vltrain.metrics.rows import StepRow
 
 DIGESTS = {1: "a1", 2: "b2", 3: "c3"}
@@ -26,7 +28,7 @@ def row(step: int, *, digest: str, head: str) -> StepRow:
         grad_norm=1.0,
         modality=None,
         tokens={},
-        planned_tokens={},
+        planned_tokens={"language": 3, "multimodal": 4},
         supervised={},
         images=0,
         packs=1,
@@ -81,6 +83,17 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+class Begins:
+    """A plan, as far as a cursor is asked of it."""
+
+    def cursor_at(self, **counted: int) -> dict:
+        return {"begins": True, **counted}
+
+
+def before(recorded: RecordedRun, step: int):
+    return recorded.cursor_before(step, plan=Begins())  # type: ignore[arg-type]
+
+
 def change(run: Path, step: int, **values) -> None:
     """Edit the row of a step."""
     lines = (run / "steps.jsonl").read_text().splitlines()
@@ -126,14 +139,48 @@ def test_a_lost_row_proves_nothing_of_the_chain(run: Path) -> None:
 
 def test_the_nearest_cursor_before_a_step(run: Path) -> None:
     recorded = read_recorded(run)
-    assert recorded.cursor_before(2) is None
-    assert recorded.cursor_before(3) == {"step": 2}
-    assert recorded.cursor_before(9) == {"step": 3}
+    assert before(recorded, 2) is None
+    assert before(recorded, 3) == {"step": 2}
+    assert before(recorded, 9) == {"step": 3}
+
+
+def test_data_that_was_exchanged_under_way_begins_after_its_step(run: Path) -> None:
+    """Steps 1 and 2 are of other data; the checkpoint of step 2 may be kept or not."""
+    for path, after in ((run / "checkpoints/step-00000002", 2), (None, 2)):
+        if path is None:
+            shutil.rmtree(run / "checkpoints/step-00000002")
+        else:
+            EventLog(run / "events.jsonl").append(OTHER_DATA, step=after, detail="until here r")
+        recorded = read_recorded(run)
+        assert before(recorded, 3) == {"begins": True, "step": 2, "packs": 2, "tokens": 14}
+        assert before(recorded, 4) == {"step": 3}
+        for step in (1, 2):
+            with pytest.raises(CheckpointError) as refused:
+                before(recorded, step)
+            said = str(refused.value)
+            assert f"step {step} was trained on other data: after step 2 {run} was given" in said
+            assert "copy it out of checkpoints/ to another folder" in said
+    lines = (run / "steps.jsonl").read_text().splitlines()
+    (run / "steps.jsonl").write_text("\n".join(lines[1:]) + "\n")
+    with pytest.raises(CheckpointError, match=r"steps\.jsonl has 1 rows up to there"):
+        before(read_recorded(run), 3)
+
+
+def test_a_checkpoint_that_was_copied_away_stands_for_itself(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "kept" / "best"
+    shutil.copytree(run / "checkpoints/step-00000002", copy)
+    (copy / "config.yaml").write_text("")
+    assert run_directory(copy) == copy
+    recorded = read_recorded(copy)
+    assert recorded.rows == {}
+    assert before(recorded, 3) == {"step": 2}
+    with pytest.raises(CheckpointError, match="was trained on data recipe r with seed 0"):
+        recorded.refuse_other(recipe="other", seed=0)
 
 
 def test_a_damaged_checkpoint_is_passed_over(run: Path) -> None:
     (run / "checkpoints/step-00000003/manifest.json").write_text("{")
-    assert read_recorded(run).cursor_before(9) == {"step": 2}
+    assert before(read_recorded(run), 9) == {"step": 2}
 
 
 @pytest.mark.parametrize(("recipe", "seed"), [("other", 0), ("r", 1)])

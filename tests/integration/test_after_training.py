@@ -40,9 +40,14 @@ def test_evaluate_then_report(stages, in_process, workspace: Path) -> None:
     assert (workspace / "runs/demo/overview.png").stat().st_size > 10_000
 
 
-def test_ask(stages, in_process, refused, picture: Path) -> None:
-    ended = in_process("runs/demo/stage3", str(picture), "what color is the shape?", script="ask")
+def test_ask(stages, in_process, refused, workspace: Path, picture: Path, tmp_path: Path) -> None:
+    question = "what color is the shape?"
+    ended = in_process("runs/demo/stage3", str(picture), question, script="ask")
     assert ended.code == 0, ended.err
+    (newest,) = (workspace / "runs/demo/stage3/checkpoints").glob("step-*6")
+    shutil.copytree(newest, tmp_path / "best")  # away from its run
+    copy = in_process(str(tmp_path / "best"), str(picture), question, script="ask")
+    assert (copy.code, copy.out) == (0, ended.out), copy.err
     said = refused("runs/demo/stage3", str(picture), "the shape", "--as", "ref", script="ask")
     assert "the question cannot be asked: no_special_token" in said
     assert "<|ref|>, which the tokenizer does not have" in said

@@ -189,7 +189,9 @@ def test_only_what_is_named_is_accepted(refused: Refused, stages: Stages) -> Non
     assert "Not in resume.accept: seed" in said
 
 
-def test_an_accepted_recipe_goes_on(stages: Stages, workspace: Path) -> None:
+def test_an_accepted_recipe_goes_on(
+    stages: Stages, workspace: Path, in_process: Callable[..., Finished], refused: Refused
+) -> None:
     """The same weights, step and chain, with the new data from its beginning."""
     run = workspace / "runs/demo/other_data"
     shutil.copytree(stages.runs[1], run)
@@ -206,6 +208,12 @@ def test_an_accepted_recipe_goes_on(stages: Stages, workspace: Path) -> None:
     ended = run_forked(*words, "optim.steps=9", processes=1, cwd=workspace)
     assert ended.code == 0, ended.err
     assert [row["step"] for row in rows_of(run)] == list(range(1, 10))
+    # Each of the new steps is found again, from where the new data began.
+    ended = in_process("step", "7-9", "runs/demo/other_data", script="inspect_data")
+    assert ended.code == 0, ended.err
+    assert ended.out.count("is the one in steps.jsonl") == 3
+    said = refused("step", "5", "runs/demo/other_data", script="inspect_data")
+    assert "step 5 was trained on other data: after step 6" in said
 
 
 def test_another_stage_in_the_same_directory(refused: Refused, stages: Stages) -> None:

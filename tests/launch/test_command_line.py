@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +26,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     sys.modules.pop("command_line")
 
 
-def fail(error: Exception) -> None:
+def fail(error: BaseException) -> None:
     raise error
 
 
@@ -54,6 +52,16 @@ def test_a_rank_that_fails_alone_says_so_itself(command_line, capsys, monkeypatc
     with pytest.raises(SystemExit):
         command_line.with_clean_errors(lambda: fail(DataError("shard.tar is gone")))
     assert capsys.readouterr().err == "rank 1: error: shard.tar is gone\n"
+
+
+@pytest.mark.parametrize(("rank", "messages"), [("0", 1), ("1", 0)])
+def test_ctrl_c_is_one_message(command_line, capsys, monkeypatch, rank: str, messages: int) -> None:
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as ended:
+        command_line.with_clean_errors(lambda: fail(KeyboardInterrupt()))
+    assert ended.value.code == 130
+    said = capsys.readouterr().err
+    assert said.count("continues a training run from there") == messages
 
 
 def test_our_own_mistakes_keep_their_traceback(command_line) -> None:
@@ -93,13 +101,3 @@ def test_help_needs_no_stage(command_line, capsys, monkeypatch) -> None:
     assert "  stage=1|2|3" in said
     assert "  +debug=short" in said  # not in the defaults: has to be added
     assert "--cfg job" in said[-1]
-
-
-@pytest.mark.parametrize("script", ["eval", "warm_start"])
-def test_help_of_scripts_that_take_a_first_word(
-    script: str, command_line, capsys, monkeypatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
-    with contextlib.suppress(SystemExit):  # argparse ends the program itself
-        runpy.run_path(str(LAUNCH / f"{script}.py"), run_name="__main__")
-    assert f"python launch/{script}.py " in " ".join(capsys.readouterr().out.split())

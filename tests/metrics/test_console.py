@@ -30,6 +30,13 @@ def test_the_line_says_where_training_is(make_row):
     sink.close()
 
 
+def test_the_line_says_the_mfu_where_it_is_known(make_row):
+    stream = io.StringIO()
+    sink = ConsoleSink(stream, steps=11, clock=Clock())
+    sink.write(make_row(1, mfu=0.4567))
+    assert "  300 tok/s  mfu 45.7%  text 0.0%  " in stream.getvalue()
+
+
 def test_the_line_shows_the_layer_whose_experts_are_spread_worst(make_row):
     stream = io.StringIO()
     sink = ConsoleSink(stream, steps=11, clock=Clock())

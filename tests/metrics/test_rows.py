@@ -8,13 +8,15 @@ import math
 import pytest
 
 from vltrain.errors import DataError
-from vltrain.metrics.rows import StepRow, read_rows
+from vltrain.metrics.rows import StepRow, read_rows, useful_share
 
 
 def test_a_row_comes_back_as_it_went(make_row):
     row = make_row(
         7, lr={"adaptor": 1e-3, "language": 1e-4}, model_flops=1.5e12, rank_imbalance=1.02
     )
+    assert StepRow.from_line(row.to_line(), where="x:1") == row
+    row = make_row(8, mfu=0.25, slots=700)
     assert StepRow.from_line(row.to_line(), where="x:1") == row
 
 
@@ -47,13 +49,21 @@ def test_the_schema_of_a_line_is_fixed(make_row):
         "rank_imbalance",
         "routers",
         "bad_records",
+        "slots",
     ]
+    assert json.loads(make_row(1, mfu=0.5).to_line()).keys() - record.keys() == {"mfu"}
 
 
 def test_a_row_of_before_a_field_was_added_is_read(make_row):
     record = json.loads(make_row(1, model_flops=2.0, rank_imbalance=1.5).to_line())
     del record["model_flops"], record["rank_imbalance"]
     assert StepRow.from_line(json.dumps(record), where="x:1") == make_row(1)
+
+
+def test_the_useful_share_is_of_the_rows_that_counted_places(make_row):
+    counted = [make_row(1, slots=800), make_row(2, slots=1600)]  # 600 tokens each
+    assert useful_share([*counted, make_row(3)]) == 0.5
+    assert useful_share([make_row(3)]) is None
 
 
 def test_a_loss_that_is_not_finite_becomes_null(make_row):

@@ -20,6 +20,7 @@ def test_an_interval_weights_losses_by_targets(make_row):
     assert summary.images_per_second == pytest.approx(8 / 4.0)
     assert summary.data_wait_share == pytest.approx(0.25)
     assert summary.flops_per_second is None
+    assert (summary.mfu, summary.useful_share) == (None, None)
     assert len(interval) == 0
 
 
@@ -29,6 +30,15 @@ def test_mixed_steps_have_no_loss_by_modality(make_row):
     summary = interval.take()
     assert summary.loss_by_modality == {}
     assert summary.flops_per_second == pytest.approx(4e9)
+
+
+def test_an_interval_weights_mfu_by_time(make_row):
+    interval = Interval()
+    interval.add(make_row(1, seconds=1.0, mfu=0.5, slots=600))
+    interval.add(make_row(2, seconds=3.0, mfu=0.1, slots=1000))
+    summary = interval.take()
+    assert summary.mfu == pytest.approx(0.2)
+    assert summary.useful_share == pytest.approx(0.75)
 
 
 def test_an_interval_of_lost_losses_has_none(make_row):

@@ -88,6 +88,24 @@ def test_stage_2_text_pack(language, tera):
     assert flops.sam == flops.siglip == flops.adaptor == 0
 
 
+@pytest.mark.parametrize(("language", "tera"), [(SMALL, 36.4), (LARGE, 162)])
+def test_stage_2_pack_of_five_images_counts_the_encoders_once(language, tera):
+    squares = 4 * 819**2 + 820**2  # five documents of 4,096 tokens together
+    work = Work(squares=5, tokens=4096, targets=4096, sum_squared_document_tokens=squares)
+    flops = count_flops(hybrid(language), trained=["adaptor", "language"], work=work)
+    assert flops.language / 1e12 == pytest.approx(tera, rel=0.003)
+    encoders = flops.sam + flops.siglip + 5 * sam_path(language)
+    assert encoders / 1e12 == pytest.approx(6.91, abs=0.005)
+
+
+def test_a_pack_costs_its_documents_squares_not_its_own():
+    one = Work(squares=0, tokens=4096, targets=0, sum_squared_document_tokens=4096**2)
+    four = Work(squares=0, tokens=4096, targets=0, sum_squared_document_tokens=4 * 1024**2)
+    whole, parts = (count_flops(hybrid(SMALL), trained=["language"], work=w) for w in (one, four))
+    # 3 x (2 h L) x half of neither: 2 h L is already the causal half of 4 h L.
+    assert whole.language - parts.language == 3 * 2 * 2048 * 24 * (4096**2 - 4 * 1024**2)
+
+
 @pytest.mark.parametrize(("language", "tera"), [(SMALL, 8.14), (LARGE, 38.6)])
 def test_stage_3_trains_siglip_too(language, tera):
     work = Work(squares=1, tokens=1024, targets=200, sum_squared_document_tokens=1024**2)

@@ -77,6 +77,7 @@ def test_metrics_leave_out_what_is_not_known(make_row):
     assert "grad_norm" not in metrics
     assert "throughput/model_flops_per_second" not in metrics
     assert "throughput/rank_imbalance" not in metrics
+    assert not {"throughput/mfu", "throughput/useful_token_share"} & metrics.keys()
 
 
 def test_a_point_holds_the_sums_of_its_steps(make_row):
@@ -84,7 +85,7 @@ def test_a_point_holds_the_sums_of_its_steps(make_row):
     words = {"tokens": {"language": 50, "multimodal": 0}, "modality": "language"}
     words["supervised"] = {"language": 40, "multimodal": 0}
     interval.add(make_row(1, holes=2, skipped=True, grad_norm=None, loss=None))
-    interval.add(make_row(2, grad_norm=1.0, rank_imbalance=1.0))
+    interval.add(make_row(2, grad_norm=1.0, rank_imbalance=1.0, mfu=0.5, slots=1200))
     interval.add(
         make_row(3, grad_norm=4.0, rank_imbalance=1.5, holes=1, bad_records={"a": 7}, **words)
     )
@@ -98,6 +99,7 @@ def test_a_point_holds_the_sums_of_its_steps(make_row):
     assert metrics["skipped"] == 1
     assert metrics["grad_norm"] == 2.5
     assert metrics["throughput/rank_imbalance"] == 1.25
+    assert metrics["throughput/mfu"] == metrics["throughput/useful_token_share"] == 0.5
 
 
 def test_a_point_shows_the_layer_whose_experts_are_spread_worst(make_row):

@@ -60,8 +60,9 @@ def test_a_line_of_pixels_is_one_tile(size):
 
 
 def test_more_than_two_images_are_not_tiled():
-    tokens = [TILED.layout(1024, 1024, images_in_sample=n).tokens for n in (1, 2, 3, 30)]
-    assert tokens == [2017, 2017, 421, 421]
+    layouts = [TILED.layout(1024, 1024, images_in_sample=n) for n in (1, 2, 3, 30)]
+    assert [layout.tokens for layout in layouts] == [2017, 2017, 421, 421]
+    assert [layout.squares for layout in layouts] == [10, 10, 2, 2]  # the whole image is kept
 
 
 def test_a_square_costs_at_most_211_tokens_and_at_least_196():

@@ -25,8 +25,9 @@ from vltrain.batch import (
 from vltrain.errors import ConfigError, RecordFault
 from vltrain.processing.conversation import Segment, render, render_prompt
 from vltrain.processing.encode import Encoder, EncodeRules
-from vltrain.processing.geometry import FixedGeometry
+from vltrain.processing.geometry import FixedGeometry, TiledGeometry
 from vltrain.processing.grounding import BoxRounding
+from vltrain.processing.tiling import TilingRule
 from vltrain.processing.tokens import TextTokenizer
 from vltrain.processing.train_tokenizer import train_bpe
 
@@ -222,6 +223,18 @@ def test_a_bad_box_is_its_records_fault(encoder: Encoder) -> None:
     turns = (user(0, "a"), assistant(Special.det, boxes, Special.det_end))
     with pytest.raises(RecordFault, match=r"reaches out of image 0\.png of 100 x 200 pixels"):
         encoder.encode(sample(*turns, images=1))
+
+
+def test_a_box_is_of_the_image_before_it_is_tiled(encoder: Encoder) -> None:
+    tiled = TiledGeometry(
+        tile_side=16, tokens_per_side=2, max_tiles=9, max_tiled_images=2, rule=TilingRule.effective
+    )
+    boxes = Boxes(image=0, boxes=((0, 20, 50, 200),))
+    turns = (user(0, "a"), assistant(Special.det, boxes, Special.det_end))
+    example = Encoder(encoder.tokenizer, tiled, encoder.rules).encode(sample(*turns, images=1))
+    assert example.images[0].grid == (2, 4)  # 32 x 64 pixels, where the image has 100 x 200
+    answer = encoder.tokenizer.decode(example.ids[example.learned])
+    assert answer.startswith("<|det|>[[0, 100, 500, 999]]<|/det|>")
 
 
 def test_rounding_is_part_of_the_sidecars_key_where_it_is_not_the_default(vl2) -> None:

@@ -135,7 +135,7 @@ class Recorder:
             ),
             settle=self.settle,
             learning_rates=lambda step: {"adaptor": 0.1 * (step + 1)},
-            flops=lambda plan, agreed: 7.0 * agreed.images,
+            flops=lambda plan, agreed: 70.0 * len(plan.packs),
             imbalance=lambda plan: 1.0 + plan.step,
             routers=lambda step, outcome: None,
             roll_back=lambda: self.good.pop(0) if self.good else None,
@@ -196,6 +196,8 @@ def test_loss_is_the_mean_over_the_label_tokens_of_the_step() -> None:
     assert progress.counters.packs == 3
     assert recorder.rows[0].supervised == {"language": 5, "multimodal": 0}
     assert [row.rank_imbalance for row in recorder.rows] == [1.0, 2.0]
+    assert [row.model_flops for row in recorder.rows] == [140.0, 70.0]
+    assert [row.slots for row in recorder.rows] == [2 + 5, 3]  # targets and one place of padding
     assert recorder.rows[0].chain != recorder.rows[1].chain == progress.chain
 
 
@@ -208,6 +210,7 @@ def test_a_step_without_labels_is_skipped_and_counted() -> None:
     assert [row.skipped for row in recorder.rows] == [True, False]
     assert recorder.rows[0].loss is None
     assert recorder.rows[0].grad_norm is None
+    assert [row.model_flops for row in recorder.rows] == [0.0, 70.0]  # it was not even computed
     assert [call for call in engine.calls if call[0] == "apply"] == [("apply", pytest.approx(0.2))]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from vltrain.assemble.shapes import model_shape
 from vltrain.batch import MicroBatchPlan, StepPlan
-from vltrain.data.assign import WorkCost, assign
+from vltrain.data.assign import WorkCost, assigned_to
 from vltrain.data.config import SourceConfig
 from vltrain.data.loader import MicroBatchDataset, StepLoader
 from vltrain.data.pieces import PieceReader, PieceTable, check_modalities
@@ -143,22 +143,24 @@ def step_loader(
     cursor: Mapping[str, Any] | None,
     rank: int,
     world: int,
+    imbalances: dict[int, float] | None = None,
 ) -> StepLoader:
-    """This rank's share of every step from ``cursor`` on."""
+    """This rank's share of every step from ``cursor`` on. imbalances: gets that of each step that
+    is planned, by ``StepPlan.step``, for someone who takes it out again (None: nobody does)."""
     dataset = micro_batch_dataset(config, data)
-    cost = work_cost(config)
+    cost, micro = work_cost(config), config.data.batch.micro
 
-    def mine() -> Iterator[tuple[StepPlan, tuple[MicroBatchPlan, ...]]]:
+    def shares() -> Iterator[tuple[StepPlan, tuple[MicroBatchPlan, ...]]]:
         for step in data.plan.steps(dict(cursor) if cursor is not None else None):
             if step.step >= config.optim.steps:
                 return
-            yield (
-                step,
-                assign(step, world=world, micro=config.data.batch.micro, rank=rank, cost=cost),
-            )
+            mine = assigned_to(step, world=world, micro=micro, rank=rank, cost=cost)
+            if imbalances is not None:
+                imbalances[step.step] = mine.imbalance
+            yield step, mine.micros
 
     return StepLoader(
-        mine(),
+        shares(),
         dataset=dataset,
         workers=config.data.loader.workers,
         prefetch_steps=config.data.loader.prefetch_steps,

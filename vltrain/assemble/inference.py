@@ -18,7 +18,7 @@ from vltrain.assemble.routers import restore
 from vltrain.assemble.weights import from_files, load_parts, trained_records
 from vltrain.checkpoint.handoff import HandOff, check_same, continue_from, refuse_replaced
 from vltrain.checkpoint.manifest import MANIFEST
-from vltrain.checkpoint.store import Checkpoint, CheckpointStore, open_checkpoint
+from vltrain.checkpoint.store import Checkpoint, CheckpointStore, open_checkpoint, run_of
 from vltrain.errors import CheckpointError
 from vltrain.models.build import BuiltModel, build_model
 from vltrain.models.trainable import parts_of
@@ -30,8 +30,8 @@ from vltrain.runconfig import RunConfig, from_file, given_weights
 class FoundRun:
     """A run whose config, tokenizer and checkpoint belong together; nothing of its weights is read.
 
-    directory: of the run. checkpoint: which of its checkpoints is meant. origins: where each part
-    lies.
+    directory: of the run; of a checkpoint that was copied away from its run, the checkpoint's own.
+    checkpoint: which of its checkpoints is meant. origins: where each part lies.
     """
 
     directory: Path
@@ -115,7 +115,7 @@ def _moved(config: RunConfig, written: RunConfig) -> dict[str, str | None]:
 
 def _find(directory: Path) -> tuple[Path, Checkpoint]:
     if (directory / MANIFEST).is_file():
-        return directory.resolve().parents[1], open_checkpoint(directory)
+        return run_of(directory), open_checkpoint(directory)
     if not (directory / "config.yaml").is_file():
         raise CheckpointError(
             f"{directory} is neither a run directory (with config.yaml and checkpoints/) nor a "

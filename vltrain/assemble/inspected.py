@@ -76,7 +76,7 @@ def inspect_steps(
     if recorded is not None:
         recorded.refuse_other(recipe=data.recipe.digest, seed=config.run.seed)
     _make_folder(out)
-    cursor = recorded.cursor_before(first) if recorded is not None else None
+    cursor = recorded.cursor_before(first, plan=data.plan) if recorded is not None else None
     planned = plan_steps(data.plan, first=first, last=last, cursor=cursor)
     views = _views(config, data, planned, recorded, shown_packs=shown_packs)
     proofs = _proofs(recorded, views)

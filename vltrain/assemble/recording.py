@@ -17,12 +17,14 @@ import yaml
 from vltrain import distributed
 from vltrain.assemble.datapath import DataPath
 from vltrain.batch import Example, Fault
+from vltrain.checkpoint.manifest import Manifest
 from vltrain.checkpoint.store import Checkpoint
 from vltrain.data.faults import Ledger
 from vltrain.errors import RecordFault, RecordingError
 from vltrain.metrics.console import ConsoleSink
-from vltrain.metrics.events import EventLog
+from vltrain.metrics.events import OTHER_DATA, EventLog
 from vltrain.metrics.jsonl import JsonlSink
+from vltrain.metrics.peaks import with_mfu
 from vltrain.metrics.rows import StepRow
 from vltrain.metrics.sinks import Sink, Sinks
 from vltrain.metrics.wandb_sink import WandbSink
@@ -37,10 +39,13 @@ SHOWN_TOKENS = 96
 
 
 class Recording:
-    """Open files and sinks; does nothing on the other ranks."""
+    """Open files and sinks; does nothing on the other ranks. peak_flops: see ``run_peak``."""
 
-    def __init__(self, config: RunConfig, *, resumed: Checkpoint | None) -> None:
+    def __init__(
+        self, config: RunConfig, *, resumed: Checkpoint | None, peak_flops: float | None
+    ) -> None:
         self.wandb_id: str | None = None
+        self._peak_flops = peak_flops
         self._run_dir = config.run_dir
         self._ledger = Ledger(config.run_dir / "ledger.jsonl")
         self._events = EventLog(config.run_dir / "events.jsonl")
@@ -69,7 +74,7 @@ class Recording:
 
     def row(self, row: StepRow) -> None:
         with writing_to(self._run_dir):
-            self._sinks.write(row)
+            self._sinks.write(with_mfu(row, peak_flops=self._peak_flops))
 
     def faults(self, step: int, faults: Sequence[Fault]) -> None:
         if distributed.is_first():
@@ -79,6 +84,12 @@ class Recording:
     def event(self, word: str, step: int, detail: str) -> None:
         with writing_to(self._run_dir):
             self._events.append(word, step=step, detail=detail)
+
+    def other_data(self, left: Manifest) -> None:
+        """That data which was accepted as other begins after the checkpoint ``left``."""
+        if distributed.is_first():
+            detail = f"until here recipe {left.recipe_digest} with seed {left.seed}"
+            self.event(OTHER_DATA, left.step, detail)
 
     def sync(self) -> None:
         """Before a checkpoint names these rows."""

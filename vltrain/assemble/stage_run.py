@@ -18,7 +18,7 @@ import xxhash
 
 from vltrain import distributed
 from vltrain.assemble import routers
-from vltrain.assemble.datapath import DataPath, step_loader, work_cost
+from vltrain.assemble.datapath import DataPath, step_loader
 from vltrain.assemble.frozen import FrozenDigests, frozen_digests, refuse_changed, summarise
 from vltrain.assemble.identity import CONFIG, Identity
 from vltrain.assemble.provenance import data_record, recipe_record
@@ -30,7 +30,6 @@ from vltrain.checkpoint.background import BackgroundWriter
 from vltrain.checkpoint.health import Health
 from vltrain.checkpoint.manifest import Manifest, ParamRecord, PartRecord, versions
 from vltrain.checkpoint.store import Checkpoint, CheckpointStore
-from vltrain.data.assign import assign_all, imbalance
 from vltrain.data.faults import FaultBudget
 from vltrain.engine.config import EngineConfig
 from vltrain.engine.engine import Engine, StepOutcome
@@ -89,7 +88,7 @@ class Training:
         self._lineage = list(lineage)
         self._data_record = data_record(config)
         self._shape = model_shape(config.model)
-        self._cost = work_cost(config)
+        self._imbalances: dict[int, float] = {}  # of steps that are planned and not trained yet
         self._watchdog = watchdog
         self._stop = stop
         self.progress = _progress(resumed, cursor=cursor)
@@ -136,6 +135,7 @@ class Training:
             cursor=self.progress.cursor,
             rank=distributed.rank(),
             world=distributed.world_size(),
+            imbalances=self._imbalances if distributed.is_first() else None,
         )
 
         def doing(what: Doing, step: int) -> None:
@@ -154,7 +154,7 @@ class Training:
             settle=self._settle,
             learning_rates=self._learning_rates,
             flops=self._flops,
-            imbalance=self._imbalance,
+            imbalance=lambda plan: self._imbalances.pop(plan.step),
             roll_back=self._roll_back,
             routers=self._finish_routers,
             event=self._recording.event,
@@ -187,7 +187,8 @@ class Training:
         }
 
     def _flops(self, plan: StepPlan, agreed: AgreedStep) -> float:
-        """Operations of the step (padding left out), for throughput and utilisation."""
+        """Operations of the step, for throughput and MFU. Padding is left out; of a hole the square
+        of its length stays in."""
         work = Work(
             squares=agreed.squares,
             tokens=sum(agreed.tokens.values()),
@@ -195,12 +196,6 @@ class Training:
             sum_squared_document_tokens=sum(p.tokens**2 for k in plan.packs for p in k.pieces),
         )
         return count_flops(self._shape, trained=self.config.stage.trainable, work=work).total
-
-    def _imbalance(self, plan: StepPlan) -> float:
-        """How uneven the ranks' shares of a step are, by planned work."""
-        micro, world = self.config.data.batch.micro, distributed.world_size()
-        assigned = assign_all(plan, world=world, micro=micro, cost=self._cost)
-        return imbalance(assigned, cost=self._cost)
 
     def _count_faults(self, plan: StepPlan, faults: tuple[Fault, ...]) -> dict[str, int]:
         """On every rank, with the same gathered faults, so that all stop together. The running

@@ -30,6 +30,7 @@ from vltrain.assemble.identity import (
 from vltrain.assemble.occupied import occupied
 from vltrain.assemble.provenance import lineage
 from vltrain.assemble.recording import Recording, show_masked_examples
+from vltrain.assemble.run_peak import run_peak
 from vltrain.assemble.stage_run import Training, updates_in, watchdog_of
 from vltrain.assemble.weights import (
     from_files,
@@ -146,13 +147,16 @@ def assemble_training(
     _restore_rng(config, resumed)
     doing("showing what is learned and opening the run's files")
     show_masked_examples(config, data)
+    recording = Recording(config, resumed=resumed, peak_flops=run_peak(config, device))
+    if resumed is not None and _begins_anew(accepted):
+        recording.other_data(resumed.manifest)
     return Training(
         config,
         data=data,
         built=built,
         engine=engine,
         store=store,
-        recording=Recording(config, resumed=resumed),
+        recording=recording,
         identity=identity,
         records=records,
         digests=digests,
@@ -183,12 +187,17 @@ def _resumed(config: RunConfig, store: CheckpointStore) -> Checkpoint | None:
     return newest
 
 
+def _begins_anew(accepted: Collection[Accept]) -> bool:
+    """Whether what was accepted as other gives the data another order."""
+    return bool({Accept.recipe, Accept.seed} & set(accepted))
+
+
 def _cursor(
     data: DataPath, resumed: Checkpoint | None, accepted: Collection[Accept]
 ) -> dict[str, Any] | None:
     """Where the data goes on. Data that was accepted as other begins at its own beginning: places
     in the old order mean nothing in the new one."""
-    if resumed is None or not {Accept.recipe, Accept.seed} & set(accepted):
+    if resumed is None or not _begins_anew(accepted):
         return resumed.manifest.cursor if resumed is not None else None
     log.warning(
         "the new data recipe begins at its own beginning, at step %d", resumed.manifest.step

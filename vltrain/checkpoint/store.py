@@ -87,6 +87,14 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     return Checkpoint(directory=directory, manifest=read_manifest(directory))
 
 
+def run_of(directory: Path) -> Path:
+    """The run directory that a checkpoint directory lies in; one that was copied away from its run
+    stands for itself, since it has the run's config too."""
+    folder = directory.resolve().parent
+    lies_in_it = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
+    return folder.parent if lies_in_it else directory
+
+
 def not_finite(manifest: Manifest) -> str | None:
     """Why nothing can go on from a checkpoint with these values, None where it can."""
     health = manifest.health

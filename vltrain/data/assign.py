@@ -45,6 +45,15 @@ class _Share:
     packs: tuple[PackPlan, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assigned:
+    """What one rank gets of a step. micros: in the order in which they run. imbalance: work of the
+    busiest of all ranks over their mean."""
+
+    micros: tuple[MicroBatchPlan, ...]
+    imbalance: float
+
+
 def micro_batches_per_rank(num_packs: int, *, world: int, micro: int) -> int:
     """Micro-batches that every rank runs for a step of ``num_packs`` packs."""
     return -(-num_packs // (world * micro))
@@ -54,14 +63,30 @@ def assign(
     step: StepPlan, *, world: int, micro: int, rank: int, cost: WorkCost
 ) -> tuple[MicroBatchPlan, ...]:
     """The micro-batches of ``rank``, in the order in which they run."""
+    return assigned_to(step, world=world, micro=micro, rank=rank, cost=cost).micros
+
+
+def assigned_to(step: StepPlan, *, world: int, micro: int, rank: int, cost: WorkCost) -> Assigned:
+    """As ``assign``, with how even the ranks' shares are, which costs nothing more."""
     assert 0 <= rank < world, (rank, world)
-    return assign_all(step, world=world, micro=micro, cost=cost)[rank]
+    ranks = _shares_of_ranks(step, world=world, micro=micro, cost=cost)
+    return Assigned(
+        micros=_micro_batches(step, ranks[rank], micro=micro),
+        imbalance=_max_over_mean([sum(share.work for share in mine) for mine in ranks]),
+    )
 
 
 def assign_all(
     step: StepPlan, *, world: int, micro: int, cost: WorkCost
 ) -> list[tuple[MicroBatchPlan, ...]]:
     """The micro-batches of every rank."""
+    ranks = _shares_of_ranks(step, world=world, micro=micro, cost=cost)
+    return [_micro_batches(step, mine, micro=micro) for mine in ranks]
+
+
+def _shares_of_ranks(
+    step: StepPlan, *, world: int, micro: int, cost: WorkCost
+) -> list[list[_Share]]:
     per_rank = micro_batches_per_rank(len(step.packs), world=world, micro=micro)
     shares = _cut(step.packs, parts=world * per_rank, cost=cost)
     ranks: list[list[_Share]] = [[] for _ in range(world)]
@@ -71,13 +96,16 @@ def assign_all(
         ranks[rank].append(share)
         if len(ranks[rank]) < per_rank:
             heapq.heappush(least_loaded, (work + share.work, rank))
-    return [
-        tuple(
-            MicroBatchPlan(step=step.step, micro=i, packs=share.packs, num_slots=micro)
-            for i, share in enumerate(mine)
-        )
-        for mine in ranks
-    ]
+    return ranks
+
+
+def _micro_batches(
+    step: StepPlan, shares: Sequence[_Share], *, micro: int
+) -> tuple[MicroBatchPlan, ...]:
+    return tuple(
+        MicroBatchPlan(step=step.step, micro=i, packs=share.packs, num_slots=micro)
+        for i, share in enumerate(shares)
+    )
 
 
 def _cut(packs: Sequence[PackPlan], *, parts: int, cost: WorkCost) -> list[_Share]:
@@ -103,5 +131,8 @@ def work_of(packs: Sequence[PackPlan], cost: WorkCost) -> float:
 
 def imbalance(assigned: Sequence[Sequence[MicroBatchPlan]], *, cost: WorkCost) -> float:
     """Work of the busiest rank over the mean, for one step."""
-    work = [sum(work_of(micro.packs, cost) for micro in mine) for mine in assigned]
+    return _max_over_mean([sum(work_of(m.packs, cost) for m in mine) for mine in assigned])
+
+
+def _max_over_mean(work: Sequence[float]) -> float:
     return max(work) * len(work) / sum(work)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,9 +100,14 @@ def read_catalog(folder: Path) -> dict[str, Any] | None:
 
 
 def extend_catalog(
-    folder: Path, *, header: Mapping[str, Any], shards: Mapping[str, Mapping[str, Any]]
+    folder: Path,
+    *,
+    header: Mapping[str, Any],
+    shards: Mapping[str, Mapping[str, Any]],
+    gone: Collection[str] = (),
 ) -> None:
-    """Put shards into a folder's catalog, keeping the others there; one writer at a time.
+    """Put shards into a folder's catalog, keeping the others there but for ``gone``; one writer at
+    a time.
 
     A catalog of another ``schema`` is begun anew.
     """
@@ -114,7 +119,8 @@ def extend_catalog(
         present = read_catalog(folder)
         if present is None or present.get("schema") != header["schema"]:
             present = {"shards": {}}
-        merged = dict(sorted({**present["shards"], **shards}.items()))
+        kept = {name: facts for name, facts in present["shards"].items() if name not in gone}
+        merged = dict(sorted({**kept, **shards}.items()))
         write_json(folder / CATALOG_NAME, {**header, "shards": merged})
 
 

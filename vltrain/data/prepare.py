@@ -12,6 +12,7 @@ refuses it, and the list of bad records lies beside the tables.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,8 +40,11 @@ from vltrain.data.remote import RemoteStore, source_shards
 from vltrain.data.report import PrepareReport, SourceReport, source_report
 from vltrain.data.shardjob import ShardDone, ShardJob, run_jobs
 from vltrain.data.sidecar import TableFacts, TableSpec, table_spec
+from vltrain.data.sources import gone_shards
 from vltrain.errors import DataError, FaultBudgetExceeded
 from vltrain.processing.encode import Encoder
+
+log = logging.getLogger(__name__)
 
 SHOWN_ERRORS = 10
 
@@ -263,7 +267,10 @@ def _write_catalogs(leaf: _Leaf, done: Mapping[Path, ShardDone]) -> None:
         indexes.setdefault(folder, {})[shard.name] = asdict(index)
         tables.setdefault(table_folder(folder, leaf.spec.key), {})[shard.name] = table.as_json()
     for folder, shards in indexes.items():
-        extend_catalog(folder, header={"schema": INDEX_SCHEMA}, shards=shards)
+        gone = gone_shards(folder.parent) if leaf.config.index_dir is None else []
+        if gone:
+            log.warning("source %s: no longer there, and forgotten: %s", leaf.name, ", ".join(gone))
+        extend_catalog(folder, header={"schema": INDEX_SCHEMA}, shards=shards, gone=gone)
     for folder, shards in tables.items():
         header = {"schema": TABLE_SCHEMA, **leaf.spec.as_json()}
         extend_catalog(folder, header=header, shards=shards)

@@ -1,19 +1,20 @@
 """A shard as a file, wherever it lies: its size and version, all of it as a map, parts of it.
 
 In: a shard, local or remote. Out: what an index is checked by, what it is built from, and what a
-reader reads with. Costs a stat or a request; mapping a remote shard copies it to this node first
-and removes it afterwards.
+reader reads with. Costs a stat or a request; mapping a remote shard copies it to this node first,
+into a file without a name: the kernel removes it with its last user, however that ends.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from vltrain.data.layout import RemoteShard, Shard
 from vltrain.data.remote import RemoteStore
@@ -41,19 +42,16 @@ def stamp_of(shard: Shard, *, remote: RemoteStore | None) -> Stamp:
 def mapped(shard: Shard, *, remote: RemoteStore | None) -> Iterator[mmap.mmap]:
     """All bytes of a shard. Raises DataError for an empty one."""
     if not isinstance(shard, RemoteShard):
-        with _mapped_file(shard, shard) as data:
+        with shard.open("rb") as stream, _map_of(stream, shard) as data:
             yield data
         return
     assert remote is not None
-    copy = remote.scratch() / f"{os.getpid()}-{shard.name}"
-    try:
-        with copy.open("wb") as stream:
-            for part in remote.chunks(shard, file=remote.stat(shard)):
-                stream.write(part)
-        with _mapped_file(copy, shard) as data:
+    with tempfile.TemporaryFile(dir=remote.scratch()) as copy:
+        for part in remote.chunks(shard, file=remote.stat(shard)):
+            copy.write(part)
+        copy.flush()
+        with _map_of(copy, shard) as data:
             yield data
-    finally:
-        copy.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -61,7 +59,7 @@ def viewed(shard: Shard, *, remote: RemoteStore | None) -> Iterator[Bytes]:
     """All bytes of a shard; of a remote one, only those that are looked at are fetched. Raises
     DataError for an empty one, and as the store does."""
     if not isinstance(shard, RemoteShard):
-        with _mapped_file(shard, shard) as data:
+        with shard.open("rb") as stream, _map_of(stream, shard) as data:
             yield data
         return
     assert remote is not None
@@ -69,9 +67,9 @@ def viewed(shard: Shard, *, remote: RemoteStore | None) -> Iterator[Bytes]:
 
 
 @contextmanager
-def _mapped_file(path: Path, shard: Shard) -> Iterator[mmap.mmap]:
-    _check_not_empty(shard, path.stat().st_size)
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as data:
+def _map_of(stream: BinaryIO, shard: Shard) -> Iterator[mmap.mmap]:
+    _check_not_empty(shard, os.fstat(stream.fileno()).st_size)
+    with mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as data:
         yield data
 
 

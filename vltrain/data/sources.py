@@ -15,12 +15,20 @@ from typing import Any, Generic, TypeVar
 from vltrain.data.columns import read_catalog
 from vltrain.data.config import SourceConfig
 from vltrain.data.index import IndexFacts, ShardIndex, check_index, index_keys, open_index
-from vltrain.data.layout import CATALOG_NAME, PREPARE_COMMAND, Shard, index_folder, index_path
+from vltrain.data.layout import (
+    CATALOG_NAME,
+    INDEX_FOLDER,
+    PREPARE_COMMAND,
+    Shard,
+    index_folder,
+    index_path,
+)
 from vltrain.data.records import check_fields
 from vltrain.data.remote import RemoteStore, source_shards
 from vltrain.errors import DataError
 
 _Opened = TypeVar("_Opened")
+SHOWN_GONE = 3
 OPEN_INDEXES = 256
 """Opened indexes kept by a process and source (a map of the file each)."""
 
@@ -108,4 +116,25 @@ def open_source(name: str, config: SourceConfig, *, remote: RemoteStore | None =
                 f"{PREPARE_COMMAND}"
             )
         facts.append(IndexFacts(**found))
+    _refuse_gone(name, config)
     return Source(name, config=config, shards=shards, indexes=tuple(facts), remote=remote)
+
+
+def gone_shards(folder: Path) -> list[str]:
+    """Names that were indexed in ``folder`` (its INDEX_FOLDER), and are no files there any more."""
+    known = (read_catalog(folder / INDEX_FOLDER) or {}).get("shards", {})
+    return sorted(name for name in known if not (folder / name).exists())
+
+
+def _refuse_gone(source: str, config: SourceConfig) -> None:
+    """A folder is all that is in it, so nothing else would tell that a shard of it is missing."""
+    folder = Path(config.path)
+    if config.index_dir is not None or not folder.is_dir():
+        return
+    if gone := gone_shards(folder):
+        more = ", ..." if len(gone) > SHOWN_GONE else ""
+        raise DataError(
+            f"source {source!r}: {len(gone)} shards that were indexed in {folder} are not there "
+            f"any more: {', '.join(gone[:SHOWN_GONE])}{more}. Bring them back; or, if they are "
+            f"meant to be gone, run: {PREPARE_COMMAND}"
+        )

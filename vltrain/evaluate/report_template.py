@@ -93,7 +93,11 @@ scores blind it owes to the words alone; only the difference is sight.</p>
 {{ '%.3f' % run.first_loss if run.first_loss is not none else '-' }} at the start,
 {{ '%.3f' % run.last_loss if run.last_loss is not none else '-' }} at the end;
 {{ run.totals.images }} images;
-{{ run.totals.holes }} bad records; {{ run.totals.skipped_steps }} steps skipped.</p>{% endif %}
+{{ run.totals.holes }} bad records; {{ run.totals.skipped_steps }} steps skipped
+{%- if run.totals.useful_share is not none %};
+{{ '%.1f' % (100 * run.totals.useful_share) }} % of the computed places held a token{% endif %}
+{%- if run.totals.mfu is not none %}; MFU {{ '%.1f' % (100 * run.totals.mfu) }} %{% endif %}.</p>
+{%- endif %}
 {% if run.summary %}<div class="wide"><table>
 <tr><th>part</th><th>parameters</th><th>trained</th><th>frozen tensors</th>
 <th class="words">frozen tensors unchanged, by digest</th></tr>

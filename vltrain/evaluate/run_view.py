@@ -16,7 +16,8 @@ from pathlib import Path
 from vltrain.data.layout import CARD_NAME
 from vltrain.errors import DataError
 from vltrain.evaluate.results import Point, read_points
-from vltrain.metrics.rows import StepRow, read_rows
+from vltrain.metrics.peaks import mean_mfu
+from vltrain.metrics.rows import StepRow, read_rows, useful_share
 from vltrain.metrics.summary import StageSummary, read_summary
 
 LANGUAGE, MULTIMODAL = "language", "multimodal"
@@ -54,7 +55,8 @@ class RunView:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenTotals:
-    """Sums over a run's rows. ``planned_share``, ``realised_share``: of language tokens, 0 to 1."""
+    """Sums over a run's rows. ``planned_share``, ``realised_share``: of language tokens, 0 to 1.
+    mfu, useful_share: of the rows that know them, 0 to 1."""
 
     planned: dict[str, int]
     realised: dict[str, int]
@@ -63,6 +65,8 @@ class TokenTotals:
     holes: int
     skipped_steps: int
     seconds: float
+    mfu: float | None
+    useful_share: float | None
 
     @property
     def planned_share(self) -> float:
@@ -92,6 +96,8 @@ def token_totals(rows: Sequence[StepRow]) -> TokenTotals:
         holes=sum(r.holes for r in rows),
         skipped_steps=sum(r.skipped for r in rows),
         seconds=sum(r.seconds for r in rows),
+        mfu=mean_mfu(rows),
+        useful_share=useful_share(rows),
     )
 
 

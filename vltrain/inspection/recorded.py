@@ -14,9 +14,11 @@ from typing import Any
 
 from vltrain.checkpoint.config import CheckpointConfig
 from vltrain.checkpoint.manifest import MANIFEST, Manifest
-from vltrain.checkpoint.store import CheckpointStore, open_checkpoint
+from vltrain.checkpoint.store import CheckpointStore, open_checkpoint, run_of
 from vltrain.data.digest import chain
+from vltrain.data.plan import Plan
 from vltrain.errors import CheckpointError, ConfigError
+from vltrain.metrics.events import OTHER_DATA, last_step_of
 from vltrain.metrics.rows import StepRow, read_rows
 
 log = logging.getLogger(__name__)
@@ -24,17 +26,43 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedRun:
-    """rows: by step, 1 is the first. manifests: rising by step."""
+    """rows: by step, 1 is the first. manifests: rising by step. other_data_after: the step after
+    which the run was given the data that it has now, 0 where it has always had it."""
 
     directory: Path
     rows: dict[int, StepRow]
     manifests: tuple[Manifest, ...]
+    other_data_after: int = 0
 
-    def cursor_before(self, step: int) -> Mapping[str, Any] | None:
-        """The latest recorded cursor from which ``step`` can be planned; None: only from the
-        start."""
-        before = [m for m in self.manifests if m.cursor is not None and 0 < m.step < step]
-        return before[-1].cursor if before else None
+    def cursor_before(self, step: int, *, plan: Plan) -> Mapping[str, Any] | None:
+        """The latest recorded cursor from which ``step`` can be planned; None: only from the start.
+
+        plan: of the run's present data. Raises CheckpointError for a step that was trained on the
+        data of before, and where the rows from which the beginning is counted are gone.
+        """
+        if 0 < step <= self.other_data_after:
+            raise CheckpointError(
+                f"step {step} was trained on other data: after step {self.other_data_after} "
+                f"{self.directory} was given that of its config (resume.accept), and only that can "
+                "be planned from it. A checkpoint of then, if one is kept, has the config of then: "
+                "copy it out of checkpoints/ to another folder and inspect the copy"
+            )
+        since = [m for m in self.manifests if self.other_data_after < m.step < step and m.cursor]
+        if since or not self.other_data_after:
+            return since[-1].cursor if since else None
+        rows = [row for number, row in self.rows.items() if number <= self.other_data_after]
+        if len(rows) < self.other_data_after:
+            raise CheckpointError(
+                f"{self.directory} was given other data after step {self.other_data_after} "
+                f"(resume.accept), and its steps.jsonl has {len(rows)} rows up to there: where the "
+                "data began cannot be counted. Put the rows back, or ask for a step after its "
+                "next checkpoint"
+            )
+        return plan.cursor_at(
+            step=self.other_data_after,
+            packs=sum(row.packs for row in rows),
+            tokens=sum(sum(row.planned_tokens.values()) for row in rows),
+        )
 
     def refuse_other(self, *, recipe: str, seed: int) -> None:
         """Raise CheckpointError where the data as it is now is not what the run was trained on."""
@@ -80,10 +108,10 @@ class Proof:
 
 
 def run_directory(directory: Path) -> Path:
-    """The run that ``directory`` is, or is a checkpoint of. Raises ConfigError for anything
-    else."""
+    """The run that ``directory`` is, or is a checkpoint of (one that was copied away from its run
+    stands for itself). Raises ConfigError for anything else."""
     if (directory / MANIFEST).is_file():
-        directory = directory.resolve().parents[1]
+        directory = run_of(directory)
     if not (directory / "config.yaml").is_file():
         raise ConfigError(
             f"{directory} is no run directory (it has no config.yaml): expected one that "
@@ -93,7 +121,11 @@ def run_directory(directory: Path) -> Path:
 
 
 def read_recorded(directory: Path) -> RecordedRun:
-    """Rows and manifests of a run directory. Raises DataError for a damaged row."""
+    """Rows and manifests of a run directory, or the manifest of a checkpoint that was copied away
+    from its run. Raises DataError for a damaged row, CheckpointError for such a copy."""
+    if (directory / MANIFEST).is_file():
+        copy = open_checkpoint(directory).manifest
+        return RecordedRun(directory=directory, rows={}, manifests=(copy,))
     store = CheckpointStore(directory / "checkpoints", config=CheckpointConfig())
     manifests = []
     for step in store.steps():
@@ -102,7 +134,12 @@ def read_recorded(directory: Path) -> RecordedRun:
         except CheckpointError as error:
             log.warning("checkpoint of step %d passed over: %s", step, error)
     rows = {row.step: row for row in read_rows(directory / "steps.jsonl")}
-    return RecordedRun(directory=directory, rows=rows, manifests=tuple(manifests))
+    return RecordedRun(
+        directory=directory,
+        rows=rows,
+        manifests=tuple(manifests),
+        other_data_after=last_step_of(directory / "events.jsonl", event=OTHER_DATA),
+    )
 
 
 def prove(run: RecordedRun, *, step: int, digest: str) -> Proof | None:

@@ -27,4 +27,7 @@ class WandbConfig:
 class MetricsConfig:
     log_every: int = 1
     """Steps between outputs to console and wandb; steps.jsonl has every step."""
+    peak_tflops: float | None = None
+    """What one device can do at most, in TFLOP/s: 100 % of the MFU. null: of known devices at bf16
+    (metrics/peaks.py); no MFU is reported for others."""
     wandb: WandbConfig = field(default_factory=WandbConfig)

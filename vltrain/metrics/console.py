@@ -85,16 +85,19 @@ def progress_line(summary: IntervalSummary, *, steps: int, seconds_left: float) 
     """One line for people: ``align 120/400  loss 2.314  lr 1.0e-03  |g| 0.41  12.3k tok/s ...``."""
     row = summary.last
     share = row.language_share_realised
+    speed = f"{_short(summary.tokens_per_second)} tok/s"
     words = [
         f"{row.stage} {row.step}/{steps}",
         f"loss {summary.loss:.3f}" if summary.loss is not None else "loss -",
         f"lr {max(row.lr.values(), default=0.0):.1e}",
         f"|g| {summary.grad_norm:.2f}" if summary.grad_norm is not None else "|g| -",
-        f"{_short(summary.tokens_per_second)} tok/s",
+        speed,
         f"text {100 * share:.1f}%" if share is not None else "text -",
         f"wait {100 * summary.data_wait_share:.0f}%",
         f"left {clock_words(seconds_left)}",
     ]
+    if summary.mfu is not None:
+        words.insert(words.index(speed) + 1, f"mfu {100 * summary.mfu:.1f}%")
     if row.routers is not None:  # of the layer that is spread worst
         words.insert(-1, f"experts {max(row.routers['max_over_mean']):.2f}x")
     if summary.skipped:

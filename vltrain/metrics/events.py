@@ -14,6 +14,8 @@ from pathlib import Path
 from vltrain.step_lines import cut_lines_after
 
 SCHEMA = 1
+OTHER_DATA = "other_data"
+"""The run goes on after this step with data that was accepted as other, from its beginning."""
 
 
 class EventLog:
@@ -31,3 +33,13 @@ class EventLog:
     def cut_after(self, step: int) -> None:
         """Drop the rows of steps after ``step``, and a torn last line."""
         cut_lines_after(self.path, step)
+
+
+def last_step_of(path: Path, *, event: str) -> int:
+    """The step of the last ``event`` in an events file; 0 where there is none. A torn last line is
+    left out."""
+    if not path.exists():
+        return 0
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    return max((row["step"] for row in rows if row["event"] == event), default=0)

@@ -3,13 +3,15 @@
 In: what the loop knows after a step. Out: one JSON line (schema 1). Everything that is drawn,
 printed or sent elsewhere is derived from these rows, so that a report can be made again from the
 file alone. Rejected: derived columns (tokens per second, shares of a step) in the row; they would
-be a second truth. A loss or norm that is not finite is written as null, because NaN is not JSON.
+be a second truth. MFU alone is kept: what the devices could do is in no other column, and a resumed
+run may have others. A loss or norm that is not finite is written as null, because NaN is not JSON.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,8 @@ class StepRow:
     routers: dict[str, Any] | None = None  # mixture of experts, over the layers that have them:
     # max_over_mean and entropy of the experts' loads, now and then the loads
     bad_records: dict[str, int] | None = None  # of each source that has some, since the run began
+    slots: int | None = None  # places that were computed: rows x padded length of all micro-batches
+    mfu: float | None = None  # model_flops over what the devices could do meanwhile, 0 to 1
 
     def to_line(self) -> str:
         """The row as one JSON line, newline included."""
@@ -58,6 +62,8 @@ class StepRow:
         for name in ("loss", "grad_norm"):
             if record[name] is not None and not math.isfinite(record[name]):
                 record[name] = None
+        if self.mfu is None:  # no key rather than a null: most devices have none for a whole run
+            del record["mfu"]
         return json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
 
     @classmethod
@@ -110,3 +116,11 @@ def read_rows_with_ends(path: Path) -> list[tuple[StepRow, int]]:
             text = line.decode("utf-8", errors="replace")
             rows.append((StepRow.from_line(text, where=f"{path}:{number}"), end))
     return rows
+
+
+def useful_share(rows: Sequence[StepRow]) -> float | None:
+    """Real tokens over the places that were computed, of the rows that counted these; None where
+    none did."""
+    counted = [(row.num_tokens, row.slots) for row in rows if row.slots]
+    slots = sum(slots for _, slots in counted)
+    return sum(tokens for tokens, _ in counted) / slots if slots else None

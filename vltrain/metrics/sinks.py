@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vltrain.metrics.rows import StepRow
+from vltrain.metrics.peaks import mean_mfu
+from vltrain.metrics.rows import StepRow, useful_share
 
 
 class Sink(Protocol):
@@ -56,6 +57,8 @@ class IntervalSummary:
     images_per_second: float
     data_wait_share: float  # of the wall time, 0 to 1
     flops_per_second: float | None
+    mfu: float | None  # 0 to 1
+    useful_share: float | None  # of the places that were computed, those that held a token
     rank_imbalance: float | None  # mean of the steps that have one
 
 
@@ -95,6 +98,8 @@ class Interval:
             images_per_second=sum(r.images for r in rows) / seconds,
             data_wait_share=sum(r.data_wait_seconds for r in rows) / seconds,
             flops_per_second=sum(counted) / seconds if len(counted) == len(flops) else None,
+            mfu=mean_mfu(rows),
+            useful_share=useful_share(rows),
             rank_imbalance=sum(imbalances) / len(imbalances) if imbalances else None,
         )
 

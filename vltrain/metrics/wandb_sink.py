@@ -189,6 +189,8 @@ def wandb_metrics(summary: IntervalSummary) -> dict[str, float]:
         "throughput/images_per_second": summary.images_per_second,
         "throughput/data_wait_share": summary.data_wait_share,
         "throughput/model_flops_per_second": summary.flops_per_second,
+        "throughput/mfu": summary.mfu,
+        "throughput/useful_token_share": summary.useful_share,
         "throughput/rank_imbalance": summary.rank_imbalance,
     }
     if row.routers is not None:  # of the last step, the layer that is spread worst

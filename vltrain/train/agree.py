@@ -19,7 +19,8 @@ from vltrain.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class AgreedStep:
-    """Sums over all ranks. squares: of all images, tiles included. tokens and targets are by
+    """Sums over all ranks. squares: of all images, tiles included. slots: places that
+    are computed, padding included. tokens and targets are by
     modality; digest and chain are hex. stop: who was asked to stop and how, None where nobody was.
     failed: a checkpoint could not be written."""
 
@@ -27,6 +28,7 @@ class AgreedStep:
     tokens: dict[str, int]
     images: int
     squares: int
+    slots: int
     holes: int
     faults: tuple[Fault, ...]
     digest: str
@@ -58,6 +60,7 @@ def agree(
         "tokens": _sum_modalities(m.num_tokens for m in micros),
         "images": sum(m.num_images for m in micros),
         "squares": sum(m.num_squares for m in micros),
+        "slots": sum(m.num_slots for m in micros),
         "faults": tuple(f for m in micros for f in m.faults),
         "stop": stop,
         "failed": failed,
@@ -82,6 +85,7 @@ def agree(
         tokens=_sum_modalities(p["tokens"] for p in ranks),
         images=sum(p["images"] for p in ranks),
         squares=sum(p["squares"] for p in ranks),
+        slots=sum(p["slots"] for p in ranks),
         holes=sum(1 for f in faults if f.action == "hole"),
         faults=faults,
         digest=digest,

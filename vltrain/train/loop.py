@@ -351,9 +351,11 @@ class Trainer:
             seconds=time.monotonic() - begin,
             data_wait_seconds=waited,
             skipped=outcome is None or not outcome.finite,
-            model_flops=self._hooks.flops(plan, agreed),
+            # Nothing was computed where nothing could be learned.
+            model_flops=self._hooks.flops(plan, agreed) if outcome else 0.0,
             rank_imbalance=self._hooks.imbalance(plan),
             routers=routed,
+            slots=agreed.slots,
         )
 
 
