@@ -45,7 +45,7 @@ RECIPES: tuple[Recipe, ...] = (
     interleaved_pages,
 )
 BOXES: tuple[Recipe, ...] = (easy_vqa_boxes,)
-"""Not part of the demo: what its DeepSeek-VL2 can learn besides (+experiment=demo_vl2_boxes)."""
+"""Not part of the demo: what its DeepSeek-VL2 can be taught besides (demo_vl2_boxes)."""
 
 
 def write_demo(
