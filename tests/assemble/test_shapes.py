@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from vltrain.assemble.shapes import model_shape
 from vltrain.metrics.throughput import Work, count_flops
@@ -19,7 +20,8 @@ CONF = Path(__file__).resolve().parents[2] / "conf/model"
 
 
 def model(name: str) -> ModelConfig:
-    values = OmegaConf.load(CONF / f"{name}.yaml")
+    values = cast(DictConfig, OmegaConf.load(CONF / f"{name}.yaml"))
+    values.pop("defaults", None)  # which choose its data
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), values))
     assert isinstance(config, ModelConfig)
     return config
