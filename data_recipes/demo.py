@@ -9,6 +9,7 @@ from pathlib import Path
 from data_recipes import (
     digits_caption,
     digits_qa,
+    easy_vqa_boxes,
     easy_vqa_what,
     easy_vqa_yes_no,
     emoji_caption,
@@ -43,14 +44,20 @@ RECIPES: tuple[Recipe, ...] = (
     text_sft,
     interleaved_pages,
 )
+BOXES: tuple[Recipe, ...] = (easy_vqa_boxes,)
+"""Not part of the demo: what its DeepSeek-VL2 can be taught besides (demo_vl2_boxes)."""
 
 
 def write_demo(
-    root: Path, *, only: Sequence[str] = (), limit: int | None = None
+    root: Path,
+    *,
+    among: Sequence[Recipe] = RECIPES,
+    only: Sequence[str] = (),
+    limit: int | None = None,
 ) -> Iterator[Written]:
-    """Write the demo's sets (all, or those named in ``only``) one after the other, each reported
-    as it is done. Raises DataError for an unknown name."""
-    recipes = {recipe.card().name: recipe for recipe in RECIPES}
+    """Write the sets of ``among`` (all, or those named in ``only``) one after the other, each
+    reported as it is done. Raises DataError for an unknown name."""
+    recipes = {recipe.card().name: recipe for recipe in among}
     unknown = sorted(set(only) - set(recipes))
     if unknown:
         raise DataError(

@@ -1,39 +1,49 @@
 """Write data sets as webdataset shards: ``python launch/make_data.py demo data/demo``.
 
-Every set that is already there with the same card is left alone.
+With ``boxes`` in place of ``demo``: pictures of figures, and where in them these are. Every set
+that is already there with the same card is left alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from command_line import with_clean_errors
 
-from data_recipes.demo import write_demo
+from data_recipes.demo import BOXES, RECIPES, write_demo
+from data_recipes.write import Recipe
+
+GROUPS: dict[str, tuple[tuple[Recipe, ...], str]] = {
+    "demo": (RECIPES, "the demo's data sets, from installed packages' files"),
+    "boxes": (BOXES, "easy-VQA's figures and where they are, for +experiment=demo_vl2_boxes"),
+}
 
 
 def main() -> None:
     """Write the sets that are asked for, a line for each."""
     arguments = _parser().parse_args()
-    _demo(arguments.directory, only=arguments.only, limit=arguments.limit)
+    recipes, _ = GROUPS[arguments.command]
+    _write(arguments.directory, among=recipes, only=arguments.only, limit=arguments.limit)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help="the demo's data sets, from installed packages' files")
-    demo.add_argument("directory", type=Path, help="where to write, such as data/demo")
-    demo.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these sets")
-    demo.add_argument("--limit", type=int, help="at most so many records of each split")
+    for name, (_, words) in GROUPS.items():
+        group = commands.add_parser(name, help=words)
+        group.add_argument("directory", type=Path, help="where to write, such as data/demo")
+        group.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these sets")
+        group.add_argument("--limit", type=int, help="at most so many records of each split")
     return parser
 
 
-def _demo(directory: Path, *, only: list[str], limit: int | None) -> None:
+def _write(directory: Path, *, among: Sequence[Recipe], only: list[str], limit: int | None) -> None:
     begin = since = time.monotonic()
     total_bytes = 0
-    for written in write_demo(directory, only=only, limit=limit):
+    for written in write_demo(directory, among=among, only=only, limit=limit):
         counts = ", ".join(f"{split.value} {n}" for split, n in written.samples.items())
         seconds, since = time.monotonic() - since, time.monotonic()
         total_bytes += written.size_bytes

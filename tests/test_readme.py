@@ -22,7 +22,14 @@ from omegaconf import OmegaConf
 from stages import policy_of
 from vltrain.checkpoint.manifest import Manifest
 from vltrain.data.config import DataConfig
-from vltrain.evaluate.results import Accuracy, HeldOutLoss, Point
+from vltrain.evaluate.results import (
+    Accuracy,
+    BoxAccuracy,
+    BoxFigures,
+    BoxScore,
+    HeldOutLoss,
+    Point,
+)
 from vltrain.metrics.rows import StepRow
 from vltrain.metrics.summary import PartSummary, StageSummary
 from vltrain.models.build import build_model
@@ -265,7 +272,11 @@ def test_full_sizes_in_the_docs_are_those_of_the_configs() -> None:
 SCHEMAS = {
     "steps.jsonl": ([StepRow], {"schema"}, set()),
     "summary.json": ([PartSummary], set(), set()),
-    "results.json": ([HeldOutLoss, Accuracy, Point, StageSummary], set(), set()),
+    "results.json": (
+        [HeldOutLoss, Accuracy, BoxAccuracy, BoxFigures, BoxScore, Point, StageSummary],
+        set(),
+        set(),
+    ),
     "Checkpoints": ([Manifest], set(), {"fragments"}),
 }
 

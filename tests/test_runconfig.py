@@ -103,6 +103,18 @@ def test_the_demos_compose(compose, stage: int, demo: str) -> None:
     assert config.data.held_out
 
 
+def test_the_demo_that_points(compose) -> None:
+    config = compose("stage=3", "+experiment=demo_vl2_boxes")
+    policy_of(3).check(config)
+    assert config.model.name == "demo_vl2"
+    assert config.init_from == "runs/demo_vl2/stage2"
+    assert config.run.name == "stage3_boxes"
+    assert {"easy_vqa_boxes", "easy_vqa_what", "text_sft"} <= set(config.data.sources)
+    assert {"easy_vqa_boxes", "easy_vqa_what", "text"} <= set(config.data.held_out)
+    plain = compose("stage=3", "+experiment=demo_vl2")
+    assert "easy_vqa_boxes" not in {**plain.data.sources, **plain.data.held_out}
+
+
 def yaml_options(group: str) -> list[str]:
     return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
 
@@ -282,6 +294,8 @@ REFUSED = [
     ),
     ((*DEMO, "optim.schedule.final_fraction=-1"), ["final_fraction=-1", "between 0 and 1"]),
     ((*DEMO, "evaluate.choices=1"), ["evaluate.choices=1", "at least 2"]),
+    ((*DEMO, "evaluate.iou_threshold=0"), ["evaluate.iou_threshold=0", "above 0 and at most 1"]),
+    ((*DEMO, "evaluate.iou_threshold=50"), ["evaluate.iou_threshold=50", "above 0 and at most 1"]),
     *(
         ((*DEMO, f"{key}=0"), [f"{key}=0: must be at least 1"])
         for key in (

@@ -204,8 +204,9 @@ def _missing(keys: Sequence[str]) -> str:
     sources = [key.split(".")[2] for key in keys if key.startswith("data.sources")]
     if sources:
         name = sources[0] if len(sources) == 1 else "NAME"
+        which = "" if len(sources) == 1 else f" for {len(sources)} sources ({', '.join(sources)})"
         return (
-            f"data.sources.{name}.path is not set{_of_each(sources)}: this mix names its data sets "
+            f"data.sources.{name}.path is not set{which}: this mix names its data sets "
             "but not where you keep them. Make or fetch shards (data_recipes/, docs/data.md), set "
             f"data.sources.{name}.path=FOLDER on the command line or in your own conf/data/ file "
             f"(~data.sources.{name} leaves one out), then run launch/prepare.py with the same "
@@ -216,10 +217,6 @@ def _missing(keys: Sequence[str]) -> str:
         f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} not set (???): give {settings} on "
         "the command line or in a config file"
     )
-
-
-def _of_each(sources: Sequence[str]) -> str:
-    return "" if len(sources) == 1 else f" for {len(sources)} sources ({', '.join(sources)})"
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -365,6 +362,7 @@ _NUMBERS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ),
     ("must be above 0", lambda value: value > 0, ("optim.lr", "optim.eps")),
     ("must be above 0, or null", lambda v: v is None or v > 0, ("metrics.peak_tflops",)),
+    ("must be above 0 and at most 1", lambda value: 0 < value <= 1, ("evaluate.iou_threshold",)),
     ("expected 0 to 4294967295", lambda value: 0 <= value < 2**32, ("run.seed",)),
     (
         "must be 0 or more and below 1",

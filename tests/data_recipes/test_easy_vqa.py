@@ -1,13 +1,22 @@
-"""easy-VQA: the package's split, dealt conversations, single held-out questions, captions."""
+"""easy-VQA: the package's split, dealt conversations, single held-out questions, captions,
+boxes."""
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from typing import Any
 
 import pytest
+from PIL import Image, ImageDraw
 
-from data_recipes import easy_vqa, easy_vqa_what, easy_vqa_yes_no, shapes_caption
+from data_recipes import (
+    easy_vqa,
+    easy_vqa_boxes,
+    easy_vqa_what,
+    easy_vqa_yes_no,
+    shapes_caption,
+)
 from data_recipes.split import Split
 from vltrain.data.writer import ShardRecord
 
@@ -133,3 +142,55 @@ def test_facts_never_contradict_each_other() -> None:
         told = [shapes_caption.facts([pair]) for pair in pairs]
         assert len({color for color, _ in told if color}) <= 1
         assert len({shape for _, shape in told if shape}) <= 1
+
+
+def test_boxes_of_every_picture() -> None:
+    records = {split: list(easy_vqa_boxes.samples(split)) for split in Split}
+    for split in Split:
+        easy_vqa_boxes.card().check(split, len(records[split]))
+    sides = [{r.members["0.png"] for r in found} for found in records.values()]
+    assert not sides[0] & sides[1]
+    keys = [r.key for found in records.values() for r in found]
+    assert len(set(keys)) == 5000
+    assert all(key.startswith("find-") for key in keys)
+    names = Counter(messages(r)[0]["content"][2]["text"] for r in records[Split.train])
+    assert names["the shape"] == 39  # the questions tell neither colour nor shape
+    for found in records.values():
+        for record in found:
+            [left, top, right, bottom] = messages(record)[1]["content"][1]["boxes"][0]
+            assert 9 <= right - left <= 34  # no figure is of another size
+            assert 9 <= bottom - top <= 34
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "box"),  # read off the pictures by hand
+    [
+        (0, "the red triangle", [1, 42, 14, 54]),
+        (1, "the yellow rectangle", [0, 24, 17, 52]),  # it touches the picture's border
+        (2, "the blue triangle", [39, 51, 51, 62]),
+        (3, "the yellow circle", [19, 5, 45, 31]),
+    ],
+)
+def test_boxes_of_held_out_pictures(number: int, name: str, box: list[int]) -> None:
+    record = list(easy_vqa_boxes.samples(Split.held_out, limit=4))[number]
+    assert record.key == f"find-held_out-000{number}"
+    ref = {"type": "ref", "text": name}
+    assert messages(record) == [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\n"}, ref]},
+        {"role": "assistant", "content": [ref, {"type": "boxes", "boxes": [box]}]},
+    ]
+
+
+def test_a_figure_in_a_corner_is_not_taken_for_the_background() -> None:
+    picture = Image.new("RGB", (64, 64), (240, 240, 250))
+    ImageDraw.Draw(picture).rectangle((0, 0, 29, 9), fill=(0, 0, 0))
+    stored = io.BytesIO()
+    picture.save(stored, "PNG")
+    assert easy_vqa_boxes.figure_box(stored.getvalue()) == (0, 0, 30, 10)
+
+
+def test_names_of_figures() -> None:
+    assert easy_vqa_boxes.figure_name("teal", "circle") == "the teal circle"
+    assert easy_vqa_boxes.figure_name("teal", None) == "the teal shape"
+    assert easy_vqa_boxes.figure_name(None, "circle") == "the circle"
+    assert easy_vqa_boxes.figure_name(None, None) == "the shape"

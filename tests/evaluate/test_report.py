@@ -15,7 +15,16 @@ from PIL import Image
 from vltrain.errors import DataError
 from vltrain.evaluate.charts import accuracy_bars, shown_samples
 from vltrain.evaluate.report import attribution_lines, write_report
-from vltrain.evaluate.results import Accuracy, AnsweredSample, HeldOutLoss, Point, write_point
+from vltrain.evaluate.results import (
+    Accuracy,
+    AnsweredSample,
+    BoxAccuracy,
+    BoxFigures,
+    BoxScore,
+    HeldOutLoss,
+    Point,
+    write_point,
+)
 from vltrain.evaluate.run_view import (
     find_runs,
     first_evaluated,
@@ -349,6 +358,44 @@ def test_counts_that_differ_are_given_point_by_point():
     assert colors.note == "4 asked, guessing 10%"
     assert prose.cells == ("-", "3.250", "2.000")
     assert prose.note == "50, 70 targets"
+
+
+BOXES = BoxAccuracy(
+    threshold=0.5,
+    seen=BoxFigures(one_box=8, right=6, several_boxes=2, f1=0.7, iou=0.61, unreadable=1),
+    blank=BoxFigures(one_box=8, right=2, several_boxes=2, f1=0.2, iou=0.1, unreadable=9),
+)
+ONE_BOX = BoxAccuracy(
+    threshold=0.5,
+    seen=BoxFigures(one_box=4, right=1, several_boxes=0, f1=None, iou=0.3, unreadable=2),
+    blank=None,
+)
+
+
+def test_boxes_have_rows_of_their_own():
+    first = Point(stage="align", step=1, model="m", boxes={"maps": {"find": ONE_BOX}})
+    second = Point(stage="pretrain", step=1, model="m", boxes={"maps": {"find": BOXES}})
+    neither = Point(stage="finetune", step=1, model="m")
+    rows = [(r.measure, r.cells, r.note) for r in result_rows([first, second, neither])]
+    assert rows == [
+        ("maps: find, box, % right at IoU 0.5", ("25.0", "75.0 (25.0)", "-"), "4, 8 asked"),
+        ("maps: find, F1 of boxes, % at IoU 0.5", ("-", "70.0 (20.0)", "-"), "2 asked"),
+        ("maps: find, mean IoU, %", ("30.0", "61.0 (10.0)", "-"), "4, 10 asked"),
+        ("maps: find, answers without a box", ("2", "1 (9)", "-"), "4, 10 asked"),
+    ]
+
+
+def test_boxes_on_the_page(tmp_path):
+    pointed = replace(
+        answered("find-1", "<|det|>[[0, 0, 9, 9]]<|/det|>", group="find"),
+        boxes=BoxScore(expected=1, readable=True, f1=0.0, iou=0.456),
+    )
+    maps = {"boxes": {"maps": {"find": BOXES}}, "samples": {"maps": (pointed,)}}
+    write_point(tmp_path / "run", point=Point(stage="align", step=1, model="m", **maps))
+    page, table = report(tmp_path, [tmp_path / "run"])
+    assert "75.0 (25.0)" in page.text
+    assert "<|det|>[[0, 0, 9, 9]]<|/det|> (IoU 0.46) expected: red" in page.text
+    assert "maps: find, answers without a box" in table
 
 
 def test_bars_keep_the_order_of_points():

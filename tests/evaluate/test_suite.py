@@ -165,6 +165,7 @@ def test_every_source_is_asked_what_it_can_be_asked(tiny_subject, sources, rule_
     assert set(point.held_out) == {"colors", "quiz", "prose"}
     assert set(point.choices) == {"colors"}
     assert set(point.questions) == {"quiz"}
+    assert point.boxes == {"quiz": {}}
     # A model that has learned nothing is as good as guessing: ln(300) nats per token.
     assert point.held_out["prose"].loss == pytest.approx(5.7, abs=0.3)
     assert point.held_out["prose"].blank_loss is None

@@ -126,6 +126,7 @@ def test_choices_and_questions_about_tiles(subject: Subject, encoder: Encoder) -
         encoder=encoder,
         batch_records=2,
         max_new_tokens=3,
+        iou_threshold=0.5,
         blank_control=True,
         keep=1,
     )

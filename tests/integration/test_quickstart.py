@@ -36,10 +36,13 @@ def test_the_quickstart_learns_to_see_and_keeps_its_language(seed: int, tmp_path
 def test_the_demo_of_deepseek_vl2_learns_to_see(tmp_path: Path) -> None:
     command = [sys.executable, "launch/quickstart.py", "--model", "vl2", "--root", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True)
-    questions = point_of(tmp_path / "stage3").questions
+    finetune = point_of(tmp_path / "stage3")
+    questions = finetune.questions
     for source, group in (("easy_vqa_what", "what"), ("digits_qa", "mnist")):
         found = questions[source][group]
         assert found.share - (found.blank_share or 0.0) >= 0.20
+    warm_start = point_of(tmp_path / "stage1").held_out["text"].loss
+    assert finetune.held_out["text"].loss <= warm_start + 0.25  # 30 % text, where the other has 48
 
 
 def point_of(run: Path) -> Point:

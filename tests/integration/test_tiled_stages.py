@@ -1,6 +1,6 @@
 """DeepSeek-VL2's three stages, tiny, in two processes: stage 1 starts from published parts, tiles
 go through the whole data path, what a stage hands over are weights and the routers' corrections;
-its runs are evaluated and asked, and exported in the released layout."""
+its runs are evaluated, also on boxes, and asked, and exported in the released layout."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from forked import run_forked
-from launching import DEMO, Finished, demo_texts, prepare_here, rows_of
+from launching import DEMO, Finished, demo_texts, launch, prepare_here, python, rows_of
 from PIL import Image
 from safetensors.torch import load_file
 
+from data_recipes.demo import BOXES, write_demo
 from vltrain.assemble.exporting import RunWeights
 from vltrain.assemble.inference import find_run, load_run
-from vltrain.batch import Template
-from vltrain.evaluate.results import read_points
+from vltrain.batch import Special, Template
+from vltrain.evaluate.results import BoxFigures, read_points
 from vltrain.models.build import build_model
 from vltrain.models.trainable import parts_of
 from vltrain.models.weights import load_weights
@@ -177,6 +178,85 @@ def test_a_run_is_evaluated_on_tiles_and_blind(
     loss = point.held_out["emoji"]
     assert loss.blank_loss not in (None, loss.loss)
     assert point.questions["easy_vqa_what"]["what"].asked == 6
+
+
+@pytest.fixture(scope="module")
+def pointing(workspace: Path) -> str:
+    """A word that holds out four questions for boxes, in pictures of 64 x 64 pixels:
+    [1, 42, 14, 54], [0, 24, 17, 52], [39, 51, 51, 62] and [19, 5, 45, 31]."""
+    list(write_demo(workspace / "data/demo", among=BOXES, limit=4))
+    path = "data/demo/easy_vqa_boxes/held_out"
+    return (
+        f"data.held_out.shapes={{path: {path}, kind: conversation, modality: multimodal, "
+        "learn: answers}"
+    )
+
+
+def test_boxes_of_a_run_are_scored(
+    runs: dict[int, Path],
+    pointing: str,
+    in_process: Callable[..., Finished],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of launch/eval.py but what the model says: the box of the last picture for every one, and
+    nothing for a blank one."""
+    tokenizer = find_run(runs[3]).encoder.tokenizer
+    box = tokenizer.encode("[[297, 78, 702, 484]]")  # 19, 5, 45 and 31 of 64
+    special = tokenizer.special_ids
+    answer = [special[Special.det], *box, special[Special.det_end]]
+
+    def says(module, *, prompts, images, max_new_tokens, **model) -> list[list[int]]:
+        blank = bool((images == 127).all())
+        return [[] if blank else answer[:max_new_tokens] for _ in prompts]
+
+    monkeypatch.setattr("vltrain.evaluate.subject.generate", says)
+    words = ("evaluate.max_samples=4", "evaluate.choices=2", "evaluate.max_new_tokens=40")
+    ended = in_process("runs/demo/tiled3", pointing, *words, script="eval")
+    assert ended.code == 0, ended.err
+    found = read_points(runs[3])[-1].boxes["shapes"]["find"]
+    about_1 = pytest.approx(1 / 4, abs=0.005)
+    assert found.seen == BoxFigures(
+        one_box=4, right=1, several_boxes=0, f1=None, iou=about_1, unreadable=0
+    )
+    assert found.blank == BoxFigures(
+        one_box=4, right=0, several_boxes=0, f1=None, iou=0.0, unreadable=4
+    )
+    row = next(line for line in ended.out.splitlines() if "shapes: find, box" in line)
+    assert row.split()[2:] == [
+        "box,",
+        "%",
+        "right",
+        "at",
+        "IoU",
+        "0.5",
+        "25.0",
+        "(0.0)",
+        "4",
+        "asked",
+    ]
+
+
+@pytest.mark.slow
+def test_the_demo_that_points(runs: dict[int, Path], pointing: str, workspace: Path) -> None:
+    """Its own data and config with the tiny model, every command as a user types it. What a model
+    says that has hardly learned is no box."""
+    words = (
+        *("stage=3", "+experiment=demo_vl2_boxes", "model=tiny_vl2"),
+        *("run.root=runs/demo", "init_from=runs/demo/tiled2"),
+        "model.tokenizer=runs/demo/vl2_tokenizer",
+        *("optim.steps=4", "optim.schedule.warmup_steps=1", "data.packing.sequence_length=512"),
+        *("metrics.wandb.enabled=false", "evaluate.max_samples=4", "evaluate.choices=2"),
+    )
+    for script in ("prepare", "train"):
+        ended = launch(python(), *words, cwd=workspace, script=f"launch/{script}.py")
+        assert ended.code == 0, ended.err
+    run = "runs/demo/stage3_boxes"
+    ended = launch(python(), run, cwd=workspace, script="launch/eval.py")
+    assert ended.code == 0, ended.err
+    found = read_points(workspace / run)[-1].boxes["easy_vqa_boxes"]["find"]
+    assert found.blank is not None
+    assert (found.seen.unreadable, found.blank.unreadable) == (4, 4)
+    assert "easy_vqa_boxes: find, answers without a box" in ended.out
 
 
 def test_a_loaded_run_routes_as_it_was_trained(

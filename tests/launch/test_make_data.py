@@ -26,6 +26,16 @@ def test_demo_prints_a_line_per_set_and_skips_the_second_time(tmp_path: Path) ->
     assert run(*words).stdout.count("unchanged") == 2
 
 
+def test_boxes_are_a_group_of_their_own(tmp_path: Path) -> None:
+    written = run("boxes", str(tmp_path), "--limit", "2")
+    assert written.returncode == 0, written.stderr
+    assert written.stdout.splitlines()[0].startswith("easy_vqa_boxes ")
+    assert (tmp_path / "easy_vqa_boxes/train/easy_vqa_boxes-000000.tar").is_file()
+    refused = run("boxes", str(tmp_path), "--only", "photos")
+    assert refused.returncode == 2
+    assert "is called photos; the choices are easy_vqa_boxes" in refused.stderr
+
+
 def test_unknown_set(tmp_path: Path) -> None:
     result = run("demo", str(tmp_path), "--only", "digit_qa")
     assert result.returncode == 2

@@ -8,7 +8,13 @@ import pytest
 
 from vltrain.batch import Boxes, StoredImage
 from vltrain.errors import RecordFault
-from vltrain.processing.grounding import BoxRounding, box_text
+from vltrain.processing.grounding import (
+    BoxRounding,
+    box_text,
+    boxes_in,
+    intersection_over_union,
+    shares_of,
+)
 
 WIDE = StoredImage(member="0.png", data=b"", width=1000, height=500)
 SMALL = StoredImage(member="1.png", data=b"", width=64, height=64)
@@ -70,3 +76,67 @@ def test_a_box_needs_an_image_and_a_list_a_box() -> None:
         text((0, 0, 1, 1), image=-1)
     with pytest.raises(RecordFault, match="an empty list of boxes in image 0"):
         text()
+
+
+def test_boxes_of_an_answer_in_its_order() -> None:
+    first, second = (0, 333 / 999, 1, 666 / 999), (0.0, 0.0, 5 / 999, 10 / 999)
+    assert boxes_in("<|det|>[[0, 333, 999, 666]]<|/det|>") == (first,)
+    several = (
+        "A <|ref|>cat<|/ref|><|det|>[[0,333,999,666],[ 0, 0,5 ,10 ]]<|/det|> and "
+        "<|ref|>the\nother<|/ref|><|det|>\n[[0, 333, 999, 666]] <|/det|>."
+    )
+    assert boxes_in(several) == (first, second, first)
+    assert boxes_in("<|det|>[[0, 0, 5, 10]]<|/det|> <|det|>[[1, 2, 3") == (second,)  # cut
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "a cat",
+        "[[0, 0, 5, 10]]",
+        "<|det|>[[0, 0, 5, 10]]",
+        "<|det|>[0, 0, 5, 10]<|/det|>",
+        "<|det|>[]<|/det|>",
+        "<|det|>[[0, 0, 5]]<|/det|>",
+        "<|det|>[[0, 0, 5, 1000]]<|/det|>",
+        "<|det|>[[0, 0, -5, 10]]<|/det|>",
+        "<|det|>[[0, 0, 0.5, 10]]<|/det|>",
+        "<|det|>[[0, 0, 5, 10],]<|/det|>",
+        "<|det|>[[0, 0, 5, 10]]<|/det|><|det|>[[5]]<|/det|>",
+        "<|det|>[[0, 0, 5, 10]] <|det|>[[0, 0, 5, 10]]<|/det|>",
+    ],
+)
+def test_an_answer_that_names_no_box(answer: str) -> None:
+    assert boxes_in(answer) == ()
+
+
+def test_shares_are_exact() -> None:
+    meant = Boxes(image=0, boxes=((250, 125, 500, 400), (0, 0, 1000, 500)))
+    assert shares_of(meant, images=[WIDE, SMALL]) == ((0.25, 0.25, 0.5, 0.8), (0, 0, 1, 1))
+    meant = Boxes(image=1, boxes=((0, 16, 32, 48),))
+    assert shares_of(meant, images=[WIDE, SMALL]) == ((0, 0.25, 0.5, 0.75),)
+
+
+def test_what_is_written_is_read_back() -> None:
+    said = "<|det|>" + text((250, 125, 500, 400)) + "<|/det|>"
+    assert boxes_in(said) == ((250 / 999, 250 / 999, 500 / 999, 799 / 999),)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ((0.1, 0.2, 0.5, 0.9), (0.1, 0.2, 0.5, 0.9), 1),
+        ((0, 0, 0.5, 1), (0.25, 0, 0.75, 1), 1 / 3),  # 0.25 of 0.5 + 0.5 - 0.25
+        ((0, 0, 1, 1), (0.25, 0.25, 0.75, 0.75), 0.25),
+        ((0, 0, 0.5, 1), (0, 0, 0.5, 0.5), 0.5),
+        ((0, 0, 0.5, 0.5), (0.5, 0, 1, 0.5), 0),  # they touch
+        ((0, 0, 0.2, 0.2), (0.5, 0.5, 1, 1), 0),
+        ((0.5, 0, 0.5, 1), (0, 0, 1, 1), 0),  # no area
+        ((0.75, 0, 0.25, 1), (0, 0, 1, 1), 0),  # turned round
+        ((0.75, 0.75, 0.25, 0.25), (0.75, 0.75, 0.25, 0.25), 0),
+    ],
+)
+def test_intersection_over_union(first, second, expected: float) -> None:
+    assert intersection_over_union(first, second) == pytest.approx(expected)
+    assert intersection_over_union(second, first) == pytest.approx(expected)

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vltrain.evaluate.results import Accuracy, AnsweredSample, Point, point_labels
+from vltrain.evaluate.results import Accuracy, AnsweredSample, Mean, Point, point_labels
 from vltrain.evaluate.run_view import LANGUAGE, MULTIMODAL, RunView
 from vltrain.metrics.rows import StepRow
 
@@ -32,10 +32,11 @@ _HATCHED: dict[str, Any] = {"color": "white", "edgecolor": DARK, "hatch": "/////
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bar:
-    """One question set over the points that measured it."""
+    """One question set over the points that measured it. ``unit``: of its figures, in words."""
 
     label: str
-    figures: tuple[tuple[int, Accuracy], ...]  # (number of the point, figure)
+    unit: str
+    figures: tuple[tuple[int, Accuracy | Mean], ...]  # (number of the point, figure)
 
 
 def draw_loss(axes: Axes, run: RunView) -> None:
@@ -80,17 +81,36 @@ def draw_share(axes: Axes, run: RunView) -> None:
 
 
 def accuracy_bars(points: Sequence[Point]) -> list[Bar]:
-    """Question groups first, then picture choices; each over all points that measured it."""
-    figures: dict[str, list[tuple[int, Accuracy]]] = {}
+    """Question groups first, then boxes and picture choices; each over all points that measured
+    it."""
+    figures: dict[tuple[str, str], list[tuple[int, Accuracy | Mean]]] = {}
+
+    def add(label: str, unit: str, number: int, figure: Accuracy | Mean | None) -> None:
+        if figure is not None:
+            figures.setdefault((label, unit), []).append((number, figure))
+
     for number, point in enumerate(points):
         for source, groups in point.questions.items():
             for group, figure in groups.items():
-                label = source if group == "all" else f"{source}: {group}"
-                figures.setdefault(label, []).append((number, figure))
+                add(group_label(source, group), "% right", number, figure)
+    for number, point in enumerate(points):
+        for source, found in point.boxes.items():
+            for group, boxes in found.items():
+                label, at = group_label(source, group), f"at IoU {boxes.threshold:g}"
+                add(f"{label}, box", f"% right {at}", number, boxes.first_box)
+                add(f"{label}, F1 of boxes", f"% {at}", number, boxes.f1)
     for number, point in enumerate(points):
         for source, figure in point.choices.items():
-            figures.setdefault(f"{source}: which caption?", []).append((number, figure))
-    return [Bar(label=label, figures=tuple(found)) for label, found in figures.items()]
+            add(f"{source}: which caption?", "% right", number, figure)
+    return [
+        Bar(label=label, unit=unit, figures=tuple(found))
+        for (label, unit), found in figures.items()
+    ]
+
+
+def group_label(source: str, group: str) -> str:
+    """A question group's name, for people."""
+    return source if group == "all" else f"{source}: {group}"
 
 
 def draw_accuracy(axes: Axes, points: Sequence[Point]) -> None:

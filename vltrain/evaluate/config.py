@@ -11,6 +11,10 @@ class EvaluateConfig:
     """Held-out records of each source that are evaluated, evenly spread over its shards."""
     batch_records: int = 16
     max_new_tokens: int = 24
+    """Longest answer to a question. One with a box takes 30 and more."""
+    iou_threshold: float = 0.5
+    """Intersection over union from which a box of an answer is right: as RefCOCO's accuracy is
+    published (Mao et al., arXiv 1511.02283)."""
     choice_samples: int = 200
     """Caption records of each source that are put to the picture-to-caption choice, which costs
     ``choices`` times a loss."""

@@ -64,7 +64,8 @@ scores blind it owes to the words alone; only the difference is sight.</p>
 {% for sample in samples %}<div class="card">
 <img alt="{{ sample.key }}" src="data:image/png;base64,{{ sample.image_png }}">
 <p>{{ sample.question }}</p>
-<p class="{{ 'ok' if sample.is_right else 'bad' }}">{{ sample.answer or '(nothing)' }}</p>
+<p class="{{ 'ok' if sample.is_right else 'bad' }}">{{ sample.answer or '(nothing)' }}
+{%- if sample.boxes %} (IoU {{ '%.2f' % sample.boxes.iou }}){% endif %}</p>
 {% if not sample.is_right %}<p class="soft">expected: {{ sample.expected }}</p>{% endif %}
 {% if sample.blank_answer is not none %}
 <p class="soft">blanked: {{ sample.blank_answer or '(nothing)' }}</p>{% endif %}

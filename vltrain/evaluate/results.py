@@ -55,9 +55,88 @@ class Accuracy:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Mean:
+    """Mean over ``asked`` questions of a figure from 0 to 1; ``blank_share`` with every picture
+    blanked (None: not asked)."""
+
+    asked: int
+    share: float
+    blank_share: float | None
+
+    @property
+    def chance(self) -> None:
+        """Of guessing a place nothing is known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoxScore:
+    """One answer to a question whose recorded answer has ``expected`` boxes (``evaluate.boxes``).
+    ``readable``: it names a box. ``f1``: of the boxes at the IoU from which one is right; 0 or 1
+    where one is expected. ``iou``: mean over the expected boxes, 0 for one that is not found."""
+
+    expected: int
+    readable: bool
+    f1: float
+    iou: float
+
+    @property
+    def is_right(self) -> bool:
+        """No box is missing, wrong or too many."""
+        return self.f1 == 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoxFigures:
+    """Over answers with boxes. ``right``: of the ``one_box`` questions that expect one box. ``f1``:
+    mean over the ``several_boxes`` questions that expect more (None: there are none). ``iou``:
+    mean over all. ``unreadable``: answers that name no box."""
+
+    one_box: int
+    right: int
+    several_boxes: int
+    f1: float | None
+    iou: float
+    unreadable: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoxAccuracy:
+    """``seen``: of the questions as they are; ``blank``: with every picture blanked (None: not
+    asked). ``threshold``: IoU from which a box is right."""
+
+    threshold: float
+    seen: BoxFigures
+    blank: BoxFigures | None
+
+    @property
+    def first_box(self) -> Accuracy | None:
+        """Of the questions that expect one box; None where there are none."""
+        if not self.seen.one_box:
+            return None
+        blank = self.blank.right if self.blank is not None else None
+        return Accuracy(
+            asked=self.seen.one_box, right=self.seen.right, right_blank=blank, chance=None
+        )
+
+    @property
+    def f1(self) -> Mean | None:
+        """Of the questions that expect several boxes; None where there are none."""
+        if self.seen.f1 is None:
+            return None
+        blank = self.blank.f1 if self.blank is not None else None
+        return Mean(asked=self.seen.several_boxes, share=self.seen.f1, blank_share=blank)
+
+    @property
+    def iou(self) -> Mean:
+        asked = self.seen.one_box + self.seen.several_boxes
+        blank = self.blank.iou if self.blank is not None else None
+        return Mean(asked=asked, share=self.seen.iou, blank_share=blank)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AnsweredSample:
     """One question with its picture, for people to look at. ``image_png``: base64; None: no
-    picture."""
+    picture. ``boxes``: score of an answer that should name boxes; None: of words."""
 
     source: str
     group: str
@@ -67,22 +146,26 @@ class AnsweredSample:
     answer: str
     blank_answer: str | None
     image_png: str | None
+    boxes: BoxScore | None = None
 
     @property
     def is_right(self) -> bool:
+        if self.boxes is not None:
+            return self.boxes.is_right
         return same_answer(self.answer, self.expected)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-    """All figures of one model. ``questions``: source -> group -> figures. ``samples``: source -> a
-    few of its questions."""
+    """All figures of one model. ``questions``: source -> group -> figures of answers in words;
+    ``boxes``: the same of answers with boxes. ``samples``: source -> a few of its questions."""
 
     stage: str
     step: int
     model: str  # what was loaded: a checkpoint's or a published directory
     held_out: dict[str, HeldOutLoss] = field(default_factory=dict)
     questions: dict[str, dict[str, Accuracy]] = field(default_factory=dict)
+    boxes: dict[str, dict[str, BoxAccuracy]] = field(default_factory=dict)
     choices: dict[str, Accuracy] = field(default_factory=dict)
     samples: dict[str, tuple[AnsweredSample, ...]] = field(default_factory=dict)
 
@@ -107,6 +190,7 @@ def merge_point(points: list[Point], *, new: Point) -> list[Point]:
                 new,
                 held_out={**old.held_out, **new.held_out},
                 questions={**old.questions, **new.questions},
+                boxes={**old.boxes, **new.boxes},
                 choices={**old.choices, **new.choices},
                 samples={**old.samples, **new.samples},
             )
@@ -155,9 +239,24 @@ def _point(stored: Mapping[str, Any]) -> Point:
             name: {group: Accuracy(**x) for group, x in groups.items()}
             for name, groups in stored["questions"].items()
         },
-        choices={name: Accuracy(**x) for name, x in stored["choices"].items()},
-        samples={
-            name: tuple(AnsweredSample(**x) for x in rows)
-            for name, rows in stored["samples"].items()
+        boxes={  # absent where nothing but words was scored yet
+            name: {group: _box_accuracy(x) for group, x in groups.items()}
+            for name, groups in stored.get("boxes", {}).items()
         },
+        choices={name: Accuracy(**x) for name, x in stored["choices"].items()},
+        samples={name: tuple(_sample(x) for x in rows) for name, rows in stored["samples"].items()},
     )
+
+
+def _box_accuracy(stored: Mapping[str, Any]) -> BoxAccuracy:
+    blank = stored["blank"]
+    return BoxAccuracy(
+        threshold=stored["threshold"],
+        seen=BoxFigures(**stored["seen"]),
+        blank=None if blank is None else BoxFigures(**blank),
+    )
+
+
+def _sample(stored: Mapping[str, Any]) -> AnsweredSample:
+    boxes = stored.get("boxes")
+    return AnsweredSample(**{**stored, "boxes": None if boxes is None else BoxScore(**boxes)})

@@ -2,7 +2,8 @@
 
 In: a model, the held-out sources' configs, an encoder. Out: one ``Point``. What a source is asked
 follows from what it is: every source gives a loss; captions a picture choice; conversations about
-pictures are asked as questions. One process: held-out sets are small beside training.
+pictures are asked as questions, their answers scored as words or as boxes by what the records hold.
+One process: held-out sets are small beside training.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from vltrain.evaluate.choices import picture_choice
 from vltrain.evaluate.config import EvaluateConfig
 from vltrain.evaluate.held_out import held_out_loss
 from vltrain.evaluate.questions import answer_questions
-from vltrain.evaluate.results import Accuracy, AnsweredSample, HeldOutLoss, Point
+from vltrain.evaluate.results import Accuracy, AnsweredSample, BoxAccuracy, HeldOutLoss, Point
 from vltrain.evaluate.samples import read_samples
 from vltrain.evaluate.subject import Subject
 from vltrain.processing.encode import Encoder
@@ -51,6 +52,7 @@ def evaluate_model(
         raise ConfigError("data.held_out is empty: nothing to evaluate on; add a source to it")
     held_out: dict[str, HeldOutLoss] = {}
     questions: dict[str, dict[str, Accuracy]] = {}
+    boxes: dict[str, dict[str, BoxAccuracy]] = {}
     choices: dict[str, Accuracy] = {}
     shown: dict[str, tuple[AnsweredSample, ...]] = {}
     for name, source in sources.items():
@@ -75,10 +77,11 @@ def evaluate_model(
                 encoder=encoder,
                 batch_records=config.batch_records,
                 max_new_tokens=config.max_new_tokens,
+                iou_threshold=config.iou_threshold,
                 blank_control=config.blank_control,
                 keep=_KEPT_SAMPLES,
             )
-            questions[name], shown[name] = found.groups, found.samples
+            questions[name], boxes[name], shown[name] = found.groups, found.boxes, found.samples
         _log.info("evaluated %s (%d records, %.0f s)", name, len(samples), time.monotonic() - begin)
     return Point(
         stage=stage,
@@ -86,6 +89,7 @@ def evaluate_model(
         model=model,
         held_out=held_out,
         questions=questions,
+        boxes=boxes,
         choices=choices,
         samples=shown,
     )

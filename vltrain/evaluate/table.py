@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from vltrain.evaluate.charts import accuracy_bars
-from vltrain.evaluate.results import Accuracy, HeldOutLoss, Point, point_labels
+from vltrain.evaluate.charts import accuracy_bars, group_label
+from vltrain.evaluate.results import Accuracy, BoxAccuracy, HeldOutLoss, Mean, Point, point_labels
 
 NONE = "-"
 
@@ -26,7 +26,7 @@ class TableRow:
 
 
 def result_rows(points: Sequence[Point]) -> list[TableRow]:
-    """All measures: accuracies, then losses."""
+    """All measures: accuracies, how well boxes agree, then losses."""
     rows = []
     for bar in accuracy_bars(points):
         by_point = dict(bar.figures)
@@ -36,7 +36,8 @@ def result_rows(points: Sequence[Point]) -> list[TableRow]:
         chance = f", guessing {100 * last.chance:.0f}%" if last.chance is not None else ""
         cells = tuple(accuracy_words(figure) for figure in found)
         note = _counts(asked, unit="asked") + chance
-        rows.append(TableRow(measure=f"{bar.label}, % right", cells=cells, note=note))
+        rows.append(TableRow(measure=f"{bar.label}, {bar.unit}", cells=cells, note=note))
+    rows += _box_rows(points)
     for source in dict.fromkeys(name for point in points for name in point.held_out):
         losses = [p.held_out.get(source) for p in points]
         targets = [loss.targets if loss is not None else None for loss in losses]
@@ -46,18 +47,45 @@ def result_rows(points: Sequence[Point]) -> list[TableRow]:
     return rows
 
 
+def _box_rows(points: Sequence[Point]) -> list[TableRow]:
+    """Of every group with boxes: mean IoU, and how many answers name none."""
+    found: dict[str, list[BoxAccuracy | None]] = {}
+    for number, point in enumerate(points):
+        for source, groups in point.boxes.items():
+            for group, boxes in groups.items():
+                cells = found.setdefault(group_label(source, group), [None] * len(points))
+                cells[number] = boxes
+    rows = []
+    for label, of_points in found.items():
+        means = [boxes.iou if boxes is not None else None for boxes in of_points]
+        note = _counts([mean.asked if mean is not None else None for mean in means], unit="asked")
+        cells = tuple(accuracy_words(mean) for mean in means)
+        rows.append(TableRow(measure=f"{label}, mean IoU, %", cells=cells, note=note))
+        cells = tuple(unreadable_words(boxes) for boxes in of_points)
+        rows.append(TableRow(measure=f"{label}, answers without a box", cells=cells, note=note))
+    return rows
+
+
 def _counts(counts: Sequence[int | None], *, unit: str) -> str:
     """``400 asked``, or ``150, 400 asked`` where points differ."""
     known = [count for count in counts if count is not None]
     return f"{', '.join(map(str, known if len(set(known)) > 1 else known[:1]))} {unit}"
 
 
-def accuracy_words(figure: Accuracy | None) -> str:
+def accuracy_words(figure: Accuracy | Mean | None) -> str:
     """``62.0 (23.0)``: with the picture, and blanked."""
     if figure is None:
         return NONE
     words = f"{100 * figure.share:.1f}"
     return words if figure.blank_share is None else f"{words} ({100 * figure.blank_share:.1f})"
+
+
+def unreadable_words(boxes: BoxAccuracy | None) -> str:
+    """``3 (398)``: with the picture, and blanked."""
+    if boxes is None:
+        return NONE
+    words = str(boxes.seen.unreadable)
+    return words if boxes.blank is None else f"{words} ({boxes.blank.unreadable})"
 
 
 def loss_words(figure: HeldOutLoss | None) -> str:
