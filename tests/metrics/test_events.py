@@ -28,7 +28,7 @@ def test_the_last_of_an_event(tmp_path):
     assert last_step_of(path, event="other_data") == 0
     log = EventLog(path)
     log.append("other_data", step=6, detail="")
-    log.append("other_data", step=9, detail="")
+    log.append("other_data", step=9, detail="at\u2028 9")
     log.append("stopped", step=12, detail="")
     with path.open("a") as torn:
         torn.write('{"schema": 1, "step": 20, "event": "other_d')

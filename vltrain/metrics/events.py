@@ -40,6 +40,6 @@ def last_step_of(path: Path, *, event: str) -> int:
     left out."""
     if not path.exists():
         return 0
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    with path.open(encoding="utf-8", newline="\n") as lines:  # details may hold other line ends
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
     return max((row["step"] for row in rows if row["event"] == event), default=0)
