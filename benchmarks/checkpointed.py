@@ -30,6 +30,7 @@ def built_model(
 ) -> BuiltModel:
     """The model of conf/model/NAME.yaml, with random weights (on the meta device: none)."""
     schema, values = OmegaConf.structured(ModelConfig), OmegaConf.load(CONF / f"model/{name}.yaml")
+    values.pop("defaults", None)  # what a model chooses of other groups
     config = OmegaConf.to_object(OmegaConf.merge(schema, values, dict(changes or {})))
     assert isinstance(config, ModelConfig)
     return build_model(

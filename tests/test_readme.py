@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from model_yaml import model_config
 from omegaconf import OmegaConf
 
 from stages import policy_of
@@ -33,7 +34,6 @@ from vltrain.evaluate.results import (
 from vltrain.metrics.rows import StepRow
 from vltrain.metrics.summary import PartSummary, StageSummary
 from vltrain.models.build import build_model
-from vltrain.models.config import ModelConfig
 from vltrain.models.trainable import describe
 from vltrain.runconfig import RunConfig, clean_arguments, from_hydra, register_schema
 
@@ -238,10 +238,8 @@ def test_the_readmes_table_is_what_the_configs_say() -> None:
 
 @pytest.mark.parametrize("name", ["demo", "tiny"])
 def test_parameter_counts_of_the_small_models(name: str) -> None:
-    values = OmegaConf.load(ROOT / f"conf/model/{name}.yaml")
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), values))
     built = build_model(
-        typing.cast(ModelConfig, config),
+        model_config(name),
         trainable=("adaptor",),
         freeze=(),
         dtype=torch.float32,

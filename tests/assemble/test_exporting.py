@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_samples import manifest, store
-from omegaconf import OmegaConf
+from model_yaml import model_config
 from safetensors.torch import load_file, save_file
 from transformers.models.siglip.modeling_siglip import SiglipVisionModel
 
@@ -21,13 +21,11 @@ from vltrain.checkpoint.store import open_checkpoint
 from vltrain.engine.fragments import Fragment, FragmentKind
 from vltrain.errors import CheckpointError, ContractError
 from vltrain.models.build import build_model
-from vltrain.models.config import ModelConfig
 from vltrain.models.export_part import export_part
 from vltrain.models.vision import siglip_vision_config
 from vltrain.models.weights import part_digest, published_digests, tensor_digests
 from vltrain.runconfig import RunConfig
 
-CONF = Path(__file__).parents[2] / "conf/model"
 NORM = "siglip.post_layernorm.weight"
 
 
@@ -37,10 +35,7 @@ def config() -> RunConfig:
 
 
 def run_of(name: str) -> RunConfig:
-    schema = OmegaConf.structured(ModelConfig)
-    model = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(CONF / f"{name}.yaml")))
-    assert isinstance(model, ModelConfig)
-    return RunConfig(model=model)
+    return RunConfig(model=model_config(name))
 
 
 @pytest.fixture

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from checkpoint_samples import manifest
-from omegaconf import OmegaConf
+from model_yaml import model_config
 
 from vltrain.assemble.model_card import model_card
 from vltrain.checkpoint.manifest import Manifest, PartRecord
@@ -15,7 +14,6 @@ from vltrain.evaluate.results import Accuracy, HeldOutLoss, Point
 from vltrain.models.config import ModelConfig
 from vltrain.models.export import ExportFormat
 
-CONF = Path(__file__).parents[2] / "conf/model"
 BIRDS = {
     "kind": "caption",
     "modality": "multimodal",
@@ -64,14 +62,7 @@ def second_stage(**changes: Any) -> Manifest:
 
 @pytest.fixture
 def tiny() -> ModelConfig:
-    return model("tiny")
-
-
-def model(name: str) -> ModelConfig:
-    schema = OmegaConf.structured(ModelConfig)
-    config = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(CONF / f"{name}.yaml")))
-    assert isinstance(config, ModelConfig)
-    return config
+    return model_config("tiny")
 
 
 def card(config: ModelConfig, **changes: Any) -> str:
@@ -129,7 +120,7 @@ def test_a_manifest_of_before_data_was_recorded(tiny: ModelConfig) -> None:
 
 
 def test_the_layout_of_deepseek_vl2_is_told(tiny: ModelConfig) -> None:
-    config = model("tiny_vl2")
+    config = model_config("tiny_vl2")
     text = card(config, kind=ExportFormat.deepseek_vl2)
     assert "library_name" not in text
     assert "model_type: deepseek_vl_v2" in text

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import cast
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from model_yaml import model_config
 
 from vltrain.assemble.shapes import model_shape
 from vltrain.metrics.throughput import Work, count_flops
-from vltrain.models.config import ModelConfig
 from vltrain.models.language import LanguageModel
 from vltrain.models.moe_language import MoeLanguageModel
-
-CONF = Path(__file__).resolve().parents[2] / "conf/model"
-
-
-def model(name: str) -> ModelConfig:
-    values = cast(DictConfig, OmegaConf.load(CONF / f"{name}.yaml"))
-    values.pop("defaults", None)  # which choose its data
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), values))
-    assert isinstance(config, ModelConfig)
-    return config
 
 
 @pytest.mark.parametrize(
     "name", ["tiny", "deepseek_vl_7b", "tiny_vl2", "deepseek_vl2_tiny", "deepseek_vl2_small"]
 )
 def test_linear_weights_that_a_token_meets(name: str) -> None:
-    config = model(name)
+    config = model_config(name)
     moe = config.language.moe
     with torch.device("meta"):
         language = LanguageModel(config) if moe is None else MoeLanguageModel(config)
@@ -51,7 +38,7 @@ def test_linear_weights_that_a_token_meets(name: str) -> None:
 
 
 def test_what_is_computed_again_does_not_count() -> None:
-    config = model("tiny")
+    config = model_config("tiny")
     work = Work(squares=2, tokens=64, targets=9, sum_squared_document_tokens=2048)
     parts = ("sam", "siglip", "language")
     again = dataclasses.replace(

@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from model_yaml import model_config
 from PIL import Image
 
 from vltrain.batch import Learn, Origin, RecordKind, Role, Sample, StoredImage, Turn
@@ -45,10 +45,7 @@ def caption(key: str, text: str, image: StoredImage) -> Sample:
 
 @pytest.fixture(scope="module")
 def config(request: pytest.FixtureRequest) -> ModelConfig:
-    values = OmegaConf.load(request.config.rootpath / "conf/model/tiny_vl2.yaml")
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), values))
-    assert isinstance(config, ModelConfig)
-    return config
+    return model_config("tiny_vl2")
 
 
 @pytest.fixture(scope="module")

@@ -28,12 +28,11 @@ from launching import (
     prepare_here,
     python,
 )
-from omegaconf import OmegaConf
+from model_yaml import model_config
 
 from data_recipes.demo import write_demo
 from vltrain import distributed
 from vltrain.models.build import build_model
-from vltrain.models.config import ModelConfig
 from vltrain.models.export_part import export_part
 from vltrain.processing.train_tokenizer import train_bpe
 
@@ -58,10 +57,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_weights(directory: Path, *, seed: int, model: str = "tiny") -> None:
     """Random tiny towers and language model, each in its published layout. Where the routers choose
     experts with corrections, those of the first expert are a quarter."""
-    schema = OmegaConf.structured(ModelConfig)
-    values = OmegaConf.load(ROOT / f"conf/model/{model}.yaml")
-    config = OmegaConf.to_object(OmegaConf.merge(schema, values))
-    assert isinstance(config, ModelConfig)
+    config = model_config(model)
     built = build_model(
         config,
         trainable=(),

@@ -142,7 +142,7 @@ BAD_WORDS = [
     (("diff", "data", *WORDS), "data is no run directory"),
     (("lint", "data", *WORDS), "data is no run directory"),
     (("lint", "stgae=2", *DEMO), "did you mean stage=...?"),
-    (("lint", "stage=2"), "data.sources.mmc4.path, "),
+    (("lint", "stage=2"), "for 34 sources (art, arxiv_markdown, "),
 ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from model_yaml import model_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
@@ -18,7 +18,6 @@ from vltrain.models.build import BuiltModel, build_model
 from vltrain.models.config import ModelConfig
 from vltrain.models.export_tokens import ExportTokens
 
-CONF = Path(__file__).parents[2] / "conf" / "model"
 IMAGE_ID = 3
 ALL_PARTS = ("siglip", "adaptor", "language")
 
@@ -59,14 +58,7 @@ def config_of() -> Callable[..., ModelConfig]:
     """``config_of("tiny", {"sam": None})``: a YAML of conf/model with overrides."""
 
     def load(name: str, overrides: dict[str, Any] | None = None) -> ModelConfig:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(ModelConfig),
-            OmegaConf.load(CONF / f"{name}.yaml"),
-            overrides or {},
-        )
-        config = OmegaConf.to_object(merged)
-        assert isinstance(config, ModelConfig)
-        return config
+        return model_config(name, overrides or {})
 
     return load
 

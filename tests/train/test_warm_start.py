@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from model_yaml import model_config
 
 from vltrain.batch import IGNORE, MicroBatch
 from vltrain.models.build import BuiltModel, build_model
-from vltrain.models.config import ModelConfig
 from vltrain.train.warm_start import NextToken, TowersApart, warm_up
 
 
@@ -21,9 +20,7 @@ def model(request: pytest.FixtureRequest) -> BuiltModel:
 
 
 def build(request: pytest.FixtureRequest, name: str) -> BuiltModel:
-    values = OmegaConf.load(request.config.rootpath / f"conf/model/{name}.yaml")
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), values))
-    assert isinstance(config, ModelConfig)
+    config = model_config(name)
     return build_model(
         config,
         trainable=config.parts,
