@@ -276,6 +276,7 @@ REFUSED = [
         ],
     ),
     ((*DEMO, "data.batch.sequences=???", "optim.lr=???"), ["sequences=VALUE optim.lr=VALUE"]),
+    ((*DEMO, "data.sources.text.kind=???"), ["data.sources.text.kind is not set (???)"]),
     ((*DEMO, "data.mixture.language_share=1.5"), ["language_share=1.5", "between 0 and 1"]),
     ((*DEMO, "stage.trainable=[adaptor,languag]"), ["'languag'", "sam, siglip, adaptor, language"]),
     ((*DEMO, "optim.steps=0"), ["optim.steps=0", "at least 1"]),

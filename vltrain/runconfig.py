@@ -201,7 +201,9 @@ def _check_keys(node: DictConfig, prefix: str) -> None:
 
 def _missing(keys: Sequence[str]) -> str:
     """What to do about values that are ???, all at once; a published mix has dozens of them."""
-    sources = [key.split(".")[2] for key in keys if key.startswith("data.sources")]
+    sources = [
+        found[1] for key in keys if (found := re.fullmatch(r"data\.sources\.(.+)\.path", key))
+    ]
     if sources:
         name = sources[0] if len(sources) == 1 else "NAME"
         which = "" if len(sources) == 1 else f" for {len(sources)} sources ({', '.join(sources)})"
